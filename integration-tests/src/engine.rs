@@ -117,7 +117,7 @@ impl Bench {
     /// # Panics
     /// If the engine does not answer.
     pub async fn is_left(&self, run: &RunId) -> bool {
-        let left = self.podman.leftovers().await.expect("the engine says what is left");
+        let left = self.podman.leftovers().await.expect("the engine lists leftovers");
         left.iter().any(|left| left.run == *run)
     }
 

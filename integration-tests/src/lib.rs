@@ -1,5 +1,5 @@
 //! Helpers shared by the tests against real services in `tests/`.
-#![expect(clippy::expect_used, clippy::panic, reason = "what tests share may panic")]
+#![expect(clippy::expect_used, clippy::panic, reason = "test helpers may panic")]
 
 pub mod engine;
 pub mod prefixed;

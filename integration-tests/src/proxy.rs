@@ -217,7 +217,7 @@ mod tests {
         stream.shutdown().await.unwrap();
         let mut rest = Vec::new();
         stream.read_to_end(&mut rest).await.unwrap();
-        assert_eq!(rest, b"last", "what was said before the end still comes back");
+        assert_eq!(rest, b"last", "data sent before the end is still echoed");
     }
 
     #[tokio::test]
@@ -252,7 +252,7 @@ mod tests {
         stream.write_all(b"held").await.unwrap();
         let mut back = [0; 4];
         let early = tokio::time::timeout(Duration::from_millis(100), stream.read(&mut back)).await;
-        assert!(early.is_err(), "nothing comes while it is silent");
+        assert!(early.is_err(), "no data arrives while it is silent");
         proxy.heal();
         stream.read_exact(&mut back).await.unwrap();
         assert_eq!(&back, b"held");

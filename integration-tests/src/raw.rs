@@ -69,7 +69,7 @@ pub async fn first_of_stream(options: &AmqpOptions) -> Delivery {
     arguments.insert("x-stream-offset".into(), AMQPValue::LongString("first".into()));
     let name = ShortString::from(options.stream_name.as_str());
     let reading = channel.basic_consume(name, "".into(), BasicConsumeOptions::default(), arguments);
-    reading.await.expect("a reader").next().await.expect("it goes on").expect("a message")
+    reading.await.expect("a reader").next().await.expect("the stream continues").expect("a message")
 }
 
 /// Captures the warnings logged on this thread.

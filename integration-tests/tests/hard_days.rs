@@ -225,7 +225,7 @@ async fn workers_wait_for_a_full_store_and_lose_no_command() {
     // One command is being retried, and the other waits behind it.
     let queue =
         async |name: &str| vhost.management.get(&format!("queues/{}/{name}", vhost.name)).await;
-    until("a command is kept", || async {
+    until("the command is kept", || async {
         let control = queue(names::CONTROL_QUEUE).await;
         (control["messages"] == 2 && control["messages_unacknowledged"] == 1).then_some(())
     })
@@ -236,7 +236,7 @@ async fn workers_wait_for_a_full_store_and_lose_no_command() {
         rig.ports.store.get(&key).await.unwrap().map(|entry| entry.mod_revision)
     };
     let before = lease_is_kept().await;
-    until("the broker has seen it kept for a while", || async {
+    until("the broker has stored it for a while", || async {
         let control = queue(names::CONTROL_QUEUE).await;
         let stats = &control["message_stats"]["deliver_get"];
         (stats.as_u64() >= Some(1)).then_some(())

@@ -99,28 +99,28 @@ async fn a_pulled_image_is_removed_only_once_nothing_uses_it() {
     let base = image.known(&id, &[], 1000).await;
     assert_eq!((&base.names, base.in_use), (&vec![image.name.clone()], false));
     assert!(base.bytes > 0);
-    assert_eq!(base.used, Millis(1000 * HOUR), "nobody has looked at it before");
+    assert_eq!(base.used, Millis(1000 * HOUR), "it was seen for the first time");
     // Any process sees the mark, and its time only increases.
     assert_eq!(image.known(&id, &[], 1005).await.used, Millis(1000 * HOUR));
     assert_eq!(image.known(&id, &[&image.name], 1005).await.used, Millis(1005 * HOUR));
     let names = image.api.names_of(&id).await;
     assert_eq!(names.len(), 2, "its name and one mark: {names:?}");
     let (ran, _) = run.step(&on, &step(0, &["true"])).await;
-    assert!(image.known(&id, &[], 1006).await.in_use, "a container stands on it");
+    assert!(image.known(&id, &[], 1006).await.in_use, "a container uses it");
     assert!(!run.podman.remove_base(&base).await.unwrap());
     run.podman.checkpoint(&run.run, ran.left, &step(0, &["true"])).await.unwrap();
     run.podman.clear(&run.run.run).await.unwrap();
-    assert!(image.known(&id, &[], 1006).await.in_use, "what a step left stands on it");
+    assert!(image.known(&id, &[], 1006).await.in_use, "the image of a step is based on it");
     assert!(!run.podman.remove_base(&base).await.unwrap());
     run.destroy().await;
     image.api.tag(&id, "localhost/somebody-elses").await;
-    assert!(image.known(&id, &[], 1006).await.in_use, "somebody has named it");
+    assert!(image.known(&id, &[], 1006).await.in_use, "it has another name");
     assert!(!run.podman.remove_base(&base).await.unwrap());
     image.api.remove_image("localhost/somebody-elses").await;
-    assert_eq!(image.api.names_of(&id).await.len(), 2, "nothing was taken from it");
+    assert_eq!(image.api.names_of(&id).await.len(), 2, "no name was removed from it");
     assert!(run.podman.remove_base(&base).await.unwrap());
     assert!(!image.api.has_image(&id).await);
-    assert!(run.podman.remove_base(&base).await.unwrap(), "it is gone already");
+    assert!(run.podman.remove_base(&base).await.unwrap(), "it no longer exists");
 }
 
 #[tokio::test]
@@ -244,7 +244,7 @@ async fn a_shared_volume_is_removed_unless_a_container_uses_it() {
     bench.destroy().await;
     for name in &names {
         assert!(bench.podman.remove_shared_volume(name).await.unwrap());
-        assert!(bench.podman.remove_shared_volume(name).await.unwrap(), "it is gone already");
+        assert!(bench.podman.remove_shared_volume(name).await.unwrap(), "it no longer exists");
     }
     assert_eq!(listed().await, [""; 0]);
 }

@@ -103,7 +103,7 @@ async fn the_container_of_an_older_owner_is_replaced_by_the_new_owners() {
     let base = old.prepare().await;
     let endless = shell(0, "echo ready; exec sleep 1000");
     let taking_over = async {
-        until("the old owner's step is made", || async {
+        until("the step of the old owner is created", || async {
             Api::of(&old.url).labelled("containers", &old.run.run).await == 1
         })
         .await;

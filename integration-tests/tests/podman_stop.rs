@@ -69,7 +69,7 @@ async fn a_kill_cuts_the_grace_short() {
     let raising = async {
         until("the step is ready", || async { kept.text().contains("ready") }).await;
         bench.stop.raise(LONG);
-        until("the step was asked", || async { kept.text().contains("asked") }).await;
+        until("the step received the signal", || async { kept.text().contains("asked") }).await;
         bench.stop.raise(StopLevel::Kill);
     };
     let (ran, ()) = tokio::join!(running, raising);

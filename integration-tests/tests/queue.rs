@@ -199,7 +199,7 @@ async fn subscriptions_continue_after_their_connection_closes() {
     assert!(again.redelivered);
     match out.settle(Disposition::Ack).await {
         Err(QueueError::DeliveryLost) => {}
-        other => panic!("its channel is gone: {other:?}"),
+        other => panic!("its channel must be closed: {other:?}"),
     }
     again.settle(Disposition::Ack).await.unwrap();
     // The node's queue ended with its connection, and was declared again with its subscription.
@@ -236,8 +236,8 @@ async fn a_deleted_queue_is_declared_again_and_consumed() {
     delivery.settle(Disposition::Ack).await.unwrap();
 
     channel.exchange_delete("bob.direct".into(), ExchangeDeleteOptions::default()).await.unwrap();
-    queue.publish(Route::Jobs, message("its exchange was gone")).await.unwrap();
-    assert_eq!(next(&mut jobs).await.message.body, b"its exchange was gone");
+    queue.publish(Route::Jobs, message("its exchange was missing")).await.unwrap();
+    assert_eq!(next(&mut jobs).await.message.body, b"its exchange was missing");
 }
 
 #[tokio::test]

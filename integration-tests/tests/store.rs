@@ -53,7 +53,7 @@ async fn put(etcd: &Etcd, key: &str, value: &str) -> i64 {
 
 async fn next(changes: &mut Changes) -> Result<Change, StoreError> {
     let waited = tokio::time::timeout(PATIENCE, changes.next()).await;
-    waited.expect("a change in time").expect("the watch goes on")
+    waited.expect("a change in time").expect("the watch continues")
 }
 
 fn entry(change: Result<Change, StoreError>) -> Entry {

@@ -219,7 +219,7 @@ async fn no_event_is_lost_while_the_broker_is_unavailable_and_memory_is_full() {
     own.control("kill", "rabbitmq").await;
     // 60 MB, several times the memory limit.
     let last = emit(&events, &run, 20..1_000, &text).await;
-    assert!(on_disk(&vhost) > 40_000_000, "what the memory does not hold is on disk");
+    assert!(on_disk(&vhost) > 40_000_000, "events beyond the memory limit are on disk");
     own.control("start", "rabbitmq").await;
     confirmed(&events, last).await;
     assert_whole(&read_to(&mut stream, &run, 999).await, 1_000);

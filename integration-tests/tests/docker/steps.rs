@@ -296,14 +296,14 @@ async fn the_next_owner_ends_containers_of_the_last_one_and_older_owners_do_no_h
                 bench.docker.adopt(&bench.run, None).await.unwrap();
                 match bench.try_step(&job).await {
                     Err(ExecError::NotStarted) => {}
-                    other => panic!("a later owner has begun this step: {other:?}"),
+                    other => panic!("a later owner has started this step: {other:?}"),
                 }
                 next.stop.raise(StopLevel::Kill);
             };
             tokio::join!(running, harming).0
         };
         let ran = runs().await;
-        assert_eq!(ran.unwrap().0.exit.code, 137, "nobody else ended it");
+        assert_eq!(ran.unwrap().0.exit.code, 137, "it ended otherwise");
         let left = bench.docker.leftovers().await.unwrap();
         assert_eq!(left.iter().filter(|left| left.run == bench.run.run).count(), 1);
         let third = RunScope { epoch: Epoch(3), ..bench.run.clone() };

@@ -10,7 +10,7 @@
     clippy::disallowed_methods,
     reason = "a test may panic, and runs a server of its own"
 )]
-#![allow(clippy::print_stderr, reason = "the log of a program is shown where its test has failed")]
+#![allow(clippy::print_stderr, reason = "the log of a program is shown if its test failed")]
 
 mod adapters;
 mod addresses;

@@ -85,7 +85,7 @@ async fn a_definition_that_contains_a_secret_is_rejected() {
         let output = program(words).output().await.unwrap();
         let said = text(&output);
         assert_eq!(output.status.code(), Some(65), "{words:?}: {said}");
-        assert!(said.contains("pipeline.json:1:"), "the line is named: {said}");
+        assert!(said.contains("pipeline.json:1:"), "the line must be named: {said}");
         assert!(said.contains("`steps[0].with.headers.Authorization` is a secret"), "{said}");
         assert!(said.contains("secret-name") && said.contains("BOB_LITERAL_SECRETS"), "{said}");
         assert!(!said.contains(TOKEN), "{said}");

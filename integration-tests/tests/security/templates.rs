@@ -36,7 +36,7 @@ async fn hostile_templates_do_not_cost_a_worker_its_lease() {
         let record = place.keys.settled(&place.run(&format!("hostile-{at}"))).await;
         let ended = json!([record["status"], record["cause"]]);
         assert_eq!(ended, json!(["failed", "template"]), "{record}");
-        assert_eq!(record["attempt"], 1, "its worker kept its lease: {record}");
+        assert_eq!(record["attempt"], 1, "its worker must keep its lease: {record}");
     }
     // The worker still works.
     let run = place.run("good");

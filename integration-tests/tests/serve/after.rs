@@ -150,7 +150,7 @@ async fn assert_stopped<const N: usize>(place: &TestEnv, server: Server, names: 
         assert_eq!((count("PipelineStopping"), count("PipelineStopped")), (1, 1));
         assert_eq!(count("StepStarted"), 1, "no step is started after a stop");
         let caught = events.iter().any(|event| event["message"] == "caught");
-        assert_eq!(caught, name == "traps", "what a step says at its end is published");
+        assert_eq!(caught, name == "traps", "the last output of a step is published");
         assert_nothing_is_left(place, &run, events).await;
     }
 }

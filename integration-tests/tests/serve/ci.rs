@@ -73,6 +73,6 @@ async fn a_cluster_job_over_its_time_limit_ends_with_all_its_processes() {
     let record = place.keys.settled(&run).await;
     assert_eq!((&record["status"], &record["cause"]), (&json!("failed"), &json!("timeout")));
     let pid = std::fs::read_to_string(pid).unwrap();
-    assert!(!Path::new("/proc").join(pid.trim()).exists(), "its process is gone");
+    assert!(!Path::new("/proc").join(pid.trim()).exists(), "its process has ended");
     server.end().await;
 }

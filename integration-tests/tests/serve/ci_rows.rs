@@ -107,7 +107,7 @@ async fn no_cluster_job_is_lost_with_its_worker_and_no_second_run_is_silent() {
     first.signal(Signal::KILL);
     first.ended().await;
     let pids = ["a.pid", "b.pid"].map(|name| lines(&place, name).remove(0));
-    until("the jobs of the killed worker are gone", || {
+    until("the jobs of the killed worker have ended", || {
         !pids.iter().any(|pid| Path::new("/proc").join(pid).exists())
     })
     .await;

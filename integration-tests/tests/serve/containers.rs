@@ -98,7 +98,7 @@ fn assert_done(events: &[Value], runner: &str) {
     let expected =
         ["global before", "before commands", "/tmp", "fast more shows", runner, "0", "given"];
     assert_eq!(lines("shows").lines().map(str::trim).collect::<Vec<_>>(), expected);
-    assert_eq!(lines("stops"), "one\n", "what follows on a command that fails is not run");
+    assert_eq!(lines("stops"), "one\n", "commands after a failed one do not run");
     assert_eq!(lines("terminal"), "kept\nglobal\n");
     let code = |step: &str| {
         let ended = |event: &&Value| event["reason"] == "StepCompleted" && event["step"] == step;

@@ -61,7 +61,7 @@ async fn a_signal_ends_a_command_whose_output_is_not_read() {
 async fn line_with(lines: &mut Lines<BufReader<impl AsyncRead + Unpin>>, text: &str) -> String {
     in_time("a line", async {
         loop {
-            let line = lines.next_line().await.unwrap().expect("the program goes on");
+            let line = lines.next_line().await.unwrap().expect("the program still runs");
             if line.contains(text) {
                 return line;
             }

@@ -40,7 +40,7 @@ async fn one_graph_can_have_container_steps_and_host_steps() {
     let events = reader::events_of(&place, &run).await;
     assert_eq!(events.last().unwrap()["reason"], "PipelineSuccessful", "{events:#?}");
     reader::assert_gapless(&events);
-    assert_eq!(lines(&events, "last"), "made\nright\n", "what another branch left is not there");
+    assert_eq!(lines(&events, "last"), "made\nright\n", "files of another branch must not exist");
     let (one, two) = (lines(&events, "one"), lines(&events, "two"));
     assert!(one == two && one.contains(&run), "steps of the host share their run's directory");
     server.end().await;
@@ -77,6 +77,9 @@ async fn a_host_process_dies_with_its_worker_and_its_run_restarts_on_another() {
     let record = place.keys.settled(&run).await;
     assert_eq!((&record["status"], &record["attempt"]), (&json!("passed"), &json!(2)));
     let first = std::fs::read_to_string(format!("{dir}/first")).unwrap();
-    assert_eq!(first, "x\nx\n", "what lay with the worker may be gone, so all of it runs again");
+    assert_eq!(
+        first, "x\nx\n",
+        "files on the host of the worker might be lost, so every step runs again"
+    );
     next.end().await;
 }

@@ -113,7 +113,7 @@ async fn an_undeliverable_callback_does_not_block_its_run_and_another_worker_ret
         statuses
     };
     let mut statuses = Vec::new();
-    in_time("both are told", async { statuses = told.await }).await;
+    in_time("both callbacks", async { statuses = told.await }).await;
     assert_eq!(statuses, ["running", "success"]);
     assert_eq!(place.keys.settled(&second).await["status"], "passed");
     let empty = async {

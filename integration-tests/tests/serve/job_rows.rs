@@ -113,7 +113,7 @@ async fn the_callback_receiver_is_that_of_the_job_or_of_the_settings_or_none() {
     for run in [first, second] {
         assert_eq!(place.keys.settled(&run).await["status"], "passed");
     }
-    in_time("all are told", told.asked(12)).await;
+    in_time("all callbacks", told.asked(12)).await;
     let mut posts: Vec<String> = told
         .seen()
         .iter()
@@ -136,7 +136,7 @@ async fn the_callback_receiver_is_that_of_the_job_or_of_the_settings_or_none() {
     ];
     assert_eq!(posts, expected);
     server.end().await;
-    assert_eq!(told.seen().len(), 12, "each is told twice, and nobody else is");
+    assert_eq!(told.seen().len(), 12, "each receiver gets two callbacks, and no other gets any");
 }
 
 // Rows: A11
@@ -166,7 +166,7 @@ async fn artifacts_are_uploaded_to_the_output_store_of_the_worker() {
     place.write("makes.json", &jobs.to_string());
     let run = place.submit("makes.json").await;
     let record = place.keys.settled(&run).await;
-    assert_eq!(record["status"], "passed", "what is missing is no failure: {record:#}");
+    assert_eq!(record["status"], "passed", "a missing artifact is not a failure: {record:#}");
     let events = reader::events_of(&place, &run).await;
     for (position, step) in ["host", "box"].into_iter().enumerate() {
         let below = outputs.join("job/makes").join(&run).join(step);

@@ -56,7 +56,7 @@ impl Keys {
             }
             panic!("the watch of {prefix} has ended");
         };
-        in_time(&format!("what is awaited below {prefix}"), watching).await
+        in_time(&format!("the expected entry below {prefix}"), watching).await
     }
 
     /// Waits until a key does not exist.
@@ -106,7 +106,7 @@ impl Keys {
         let mut held = Vec::new();
         let reading = async {
             loop {
-                let change = changes.message().await.unwrap().expect("the watch goes on");
+                let change = changes.message().await.unwrap().expect("the watch continues");
                 assert_eq!(change.compact_revision(), 0, "the history is still there");
                 for event in change.events() {
                     let entry = event.kv().expect("an entry");

@@ -7,7 +7,7 @@
     clippy::disallowed_methods,
     reason = "a test may panic, and runs a server of its own"
 )]
-#![allow(clippy::print_stderr, reason = "the log of a program is shown where its test has failed")]
+#![allow(clippy::print_stderr, reason = "the log of a program is shown if its test failed")]
 
 mod after;
 mod broker;
@@ -35,7 +35,7 @@ mod program;
 mod prunner;
 mod reader;
 mod rerun;
-#[expect(dead_code, reason = "the tests of transfers need more of it")]
+#[expect(dead_code, reason = "the tests of transfers use more of it")]
 #[path = "../../../runner/tests/transfer/server.rs"]
 mod server;
 mod takeover;

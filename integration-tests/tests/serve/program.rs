@@ -123,7 +123,7 @@ async fn the_second_signal_hands_over_runs_in_progress() {
     assert_eq!(
         place.keys.get(&format!("bob.run.owner/{run}")).await,
         None,
-        "it has no owner any more"
+        "it no longer has an owner"
     );
     assert!(server.log().contains("ends the program at once"), "{}", server.log());
     // The next worker resumes the run and carries out a stop sent in between.

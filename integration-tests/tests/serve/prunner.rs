@@ -116,7 +116,7 @@ async fn all_gone(pids: &Path) {
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         }
     };
-    in_time("the processes of a task are gone", gone).await;
+    in_time("the processes of a task have ended", gone).await;
     assert_eq!(pids.split_whitespace().count(), 2, "{pids}");
 }
 
@@ -173,7 +173,7 @@ async fn scripts_use_variables_and_a_missing_one_fails_its_task() {
     let (events, record) = run.ended().await;
     assert_eq!(how(&record), ("passed", ""), "{record}");
     let said = format!("v1 7 true none {{{{ .tag }}}} 'x; exit 9\n{} unset\n", run.id);
-    assert_eq!(lines(&events, "t"), said, "values are not rendered, and are no environment");
+    assert_eq!(lines(&events, "t"), said, "values are not rendered and not in the environment");
 
     let lacks = pipeline(
         "tasks: { t: { script: [echo before, 'echo {{ .tag }}'], allow_failure: true }, \
@@ -189,7 +189,7 @@ async fn scripts_use_variables_and_a_missing_one_fails_its_task() {
     let run = submit(&place, "takes", &of("echo"), &json!({ "__jobID": "mine" })).await;
     let (_, record) = run.ended().await;
     assert_eq!(how(&record), ("failed", "rejected"), "{record}");
-    assert!(message(&record).contains("__jobID"), "the name is taken: {record}");
+    assert!(message(&record).contains("__jobID"), "the name is reserved: {record}");
     server.end().await;
 }
 
@@ -272,7 +272,7 @@ async fn a_failing_task_ends_the_running_ones_and_no_other_task_starts() {
     let pipeline = pipeline(&ONE_FAILS.replace("WAIT", "exec sleep 1000"));
     let run = submit(&place, "fast", &pipeline, &json!({})).await;
     let (_, record) = run.ended().await;
-    assert_eq!(how(&record), ("failed", "exit-code"), "it was nobody's stop: {record}");
+    assert_eq!(how(&record), ("failed", "exit-code"), "it was not a stop: {record}");
     assert!(message(&record).contains("step fails: exit code 4"), "the first failure: {record}");
     let left = [("early", "passed"), ("fails", "failed"), ("runs", "stopped")];
     assert_eq!(states(&record), are(&left), "the others never began");
@@ -318,7 +318,7 @@ async fn a_task_that_is_allowed_to_fail_runs_its_whole_script_and_its_dependents
     assert_eq!(how(&record), ("passed", ""), "{record}");
     assert_eq!((lines(&events, "t"), lines(&events, "u")), ("one\ntwo\n".into(), "after\n".into()));
     assert_eq!(states(&record), are(&[("t", "failed"), ("u", "passed")]));
-    assert_eq!(exit_code(&record, "t"), 3, "the last failure is told");
+    assert_eq!(exit_code(&record, "t"), 3, "the last failure is reported");
     server.end().await;
 }
 
@@ -346,7 +346,7 @@ async fn on_error_receives_the_failure_and_does_not_change_the_result() {
     let fine = pipeline(&format!("tasks: {{ t: {{ script: [echo] }} }}, {last}"));
     let (_, record) = submit(&place, "fine", &fine, &vars).await.ended().await;
     assert_eq!(how(&record), ("passed", ""), "{record}");
-    assert_eq!(states(&record), are(&[("t", "passed")]), "where nothing fails it is not run");
+    assert_eq!(states(&record), are(&[("t", "passed")]), "it does not run if nothing fails");
 
     let long =
         pipeline(&format!("tasks: {{ t: {{ script: [echo begun, 'exec sleep 1000'] }} }}, {last}"));
@@ -355,7 +355,7 @@ async fn on_error_receives_the_failure_and_does_not_change_the_result() {
     place.stop(&run.id).await;
     let (_, record) = run.ended().await;
     assert_eq!(how(&record), ("stopped", "user"), "{record}");
-    assert_eq!(states(&record), are(&[("t", "stopped")]), "nor where somebody stops it");
+    assert_eq!(states(&record), are(&[("t", "stopped")]), "nor if the run is stopped");
     server.end().await;
 }
 
@@ -457,7 +457,7 @@ async fn on_lost_decides_how_a_graph_continues_after_its_worker_is_killed() {
         let record = place.keys.settled(&run.id).await;
         let first = file(&place, &format!("{name}-first"));
         let times = std::fs::read_to_string(first).unwrap().lines().count();
-        assert_eq!(record["attempt"], 2, "another worker has taken it up: {record}");
+        assert_eq!(record["attempt"], 2, "another worker has claimed it: {record}");
         if *name == "fails" {
             assert_eq!((how(&record), times), (("failed", "lost"), 1), "{record}");
             assert!(message(&record).contains("was lost"), "{record}");

@@ -32,7 +32,7 @@ impl Reader {
     /// The next event.
     pub(crate) async fn next(&mut self) -> Value {
         let next = in_time("the next event", self.consumer.next()).await;
-        let delivery = next.expect("the stream goes on").unwrap();
+        let delivery = next.expect("the stream continues").unwrap();
         delivery.ack(BasicAckOptions::default()).await.unwrap();
         let content_type = delivery.properties.content_type().as_ref().unwrap();
         assert_eq!(content_type.as_str(), "application/json");

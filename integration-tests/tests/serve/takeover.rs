@@ -131,14 +131,14 @@ async fn went_on(place: &TestEnv, outside: &Outside, run: &str, cause: &str) -> 
     assert_eq!(new[0]["reason"], "PipelineRunResumed");
     assert_eq!((&new[0]["cause"], &new[0]["from-step"]), (&json!(cause), &json!("3")));
     let repeated = new.iter().filter(|event| event["repeated"] == true).count();
-    assert_eq!(repeated, 3, "the steps that were kept are told once more");
+    assert_eq!(repeated, 3, "the committed steps are reported again");
     reader::assert_gapless(&new);
     reader::assert_gapless(&late);
     // Output from an earlier owner's steps is in that owner's epoch.
     let own: Vec<Value> = new.iter().filter(|event| event["repeated"] != true).cloned().collect();
     let outputs = reader::outputs(&own);
     let last = String::from_utf8(outputs[&("5".to_owned(), "stdout".to_owned())].clone()).unwrap();
-    assert_eq!(last, "0\n1\n2\n3\n4\n5\n", "nothing of the first try at step 3 was kept");
+    assert_eq!(last, "0\n1\n2\n3\n4\n5\n", "nothing of the first attempt of step 3 was committed");
     late.into_iter().chain(new).collect()
 }
 

@@ -90,7 +90,7 @@ async fn a_refused_machine_fails_the_job_file_and_the_next_job_continues() {
     assert!(refused["error"].as_str().unwrap().contains("VM 101 is locked"), "{refused}");
     assert!(ran.status("refused").contains("status: failed\nexit_code: 1\n"));
     assert_eq!(ran.data("asked"), json!({ "status": "running" }));
-    assert_eq!(server.seen().len(), 2, "what has an effect is sent once");
+    assert_eq!(server.seen().len(), 2, "a call with an effect is sent once");
 }
 
 // Rows: A16

@@ -1,7 +1,7 @@
 //! Steps that call APIs, with servers that record requests. Each step is parsed from a file, as a
 //! user writes it.
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may panic")]
-#![expect(clippy::disallowed_methods, reason = "tests spawn as they like")]
+#![expect(clippy::disallowed_methods, reason = "tests may spawn tasks")]
 
 use std::sync::Arc;
 use std::time::Duration;

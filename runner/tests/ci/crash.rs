@@ -27,7 +27,7 @@ fn no_job_is_lost_with_a_killed_server_and_no_second_run_is_silent() {
     file.write_all(format!("{}\n", job("plain")).as_bytes()).unwrap();
     let server = place.serve(&[("BOB_MAX_PARALLEL_RUNS", "2")]);
     // Simulates a crash after the last line became a start and before the file was removed.
-    let spool = server.until("the file is taken", || taken(&place));
+    let spool = server.until("the queue file is taken", || taken(&place));
     std::fs::hard_link(&spool, place.path("kept")).unwrap();
     let lines = |name: &str, what: &str| place.read(&format!("{name}.{what}")).lines().count();
     let pids = server.until("two jobs run", || {
@@ -37,7 +37,7 @@ fn no_job_is_lost_with_a_killed_server_and_no_second_run_is_silent() {
     let later = place.add(&[&job("later")]);
     let log = server.log.clone();
     server.kill();
-    super::until("the killed server's jobs are gone", &log, || {
+    super::until("the jobs of the killed server have ended", &log, || {
         (!pids.iter().any(|pid| is_there(pid))).then_some(())
     });
     std::fs::rename(place.path("kept"), &spool).unwrap();
@@ -48,7 +48,7 @@ fn no_job_is_lost_with_a_killed_server_and_no_second_run_is_silent() {
         server.passed(run);
     }
     server.until("the plain line too", || (lines("plain", "ended") == 1).then_some(()));
-    server.until("what was taken is removed", || taken(&place).is_none().then_some(()));
+    server.until("the taken line is removed", || taken(&place).is_none().then_some(()));
     for name in names.into_iter().chain(["plain", "later"]) {
         let twice = usize::from(["a", "b"].contains(&name));
         assert_eq!((lines(name, "begun"), lines(name, "ended")), (1 + twice, 1), "{name}");

@@ -56,7 +56,7 @@ async fn a_worker_reports_that_it_is_ready() {
     let lines = BufReader::new(worker.0.stderr.take().unwrap()).lines();
     let mut lines = lines.map_while(Result::ok);
     let ready = lines.find(|line| line.contains("ready: "));
-    assert!(ready.is_some_and(|line| line.contains("takes work")), "it never says so");
+    assert!(ready.is_some_and(|line| line.contains("takes work")), "it must report that");
     worker.signal(Signal::TERM);
     assert_eq!(lines.filter(|line| line.contains("ready: ")).count(), 0, "once is enough");
     assert_eq!(worker.code(), 0);

@@ -5,7 +5,7 @@
     clippy::expect_used,
     clippy::panic,
     clippy::print_stdout,
-    reason = "a test may panic, and a child prints what was answered"
+    reason = "a test may panic, and a child prints its acknowledged writes"
 )]
 
 mod restart;

@@ -128,10 +128,10 @@ async fn check(embedded: &Embedded, [keys, messages, events]: [usize; 3], pid: u
     }
     let (mut control, delivery) = next(&queue, Source::Control).await;
     assert_eq!(delivery.message.body, b"unsettled");
-    assert!(delivery.redelivered, "what was not settled says that it comes again");
+    assert!(delivery.redelivered, "an unsettled message is marked as redelivered");
     delivery.settle(Disposition::Ack).await.unwrap();
     let more = tokio::time::timeout(Duration::from_millis(100), control.next()).await;
-    assert!(more.is_err(), "a message comes once: {more:?}");
+    assert!(more.is_err(), "a message arrives once: {more:?}");
 
     let mut jobs = queue.open(Source::Jobs).await.unwrap();
     for count in 0..messages {

@@ -117,5 +117,5 @@ pub(crate) fn mask(bytes: &[u8]) {
     // The mask can itself be part of a secret that contains its character.
     let is_plain = secret.len() >= 3 && !secret.contains(&b'*');
     let is_there = out.windows(secret.len().max(1)).any(|window| window == secret);
-    assert!(!(is_plain && is_there), "secret {:?} came out", text(secret));
+    assert!(!(is_plain && is_there), "secret {:?} was published", text(secret));
 }

@@ -21,7 +21,7 @@ fn until(child: &mut Child, text: &str) -> BufReader<std::process::ChildStderr> 
     let mut line = String::new();
     while !line.contains(text) {
         line.clear();
-        assert!(lines.read_line(&mut line).unwrap() > 0, "it ended before it said {text:?}");
+        assert!(lines.read_line(&mut line).unwrap() > 0, "it ended before it printed {text:?}");
     }
     lines
 }

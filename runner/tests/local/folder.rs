@@ -44,7 +44,7 @@ fn the_files_of_a_directory_are_found_by_a_glob_and_loaded_together() {
     let (code, text) = said(&place, &["run", "a"], &[]);
     assert!(code == Some(0) && text.contains("deep\n"), "{text}");
     let (code, text) = said(&place, &["run", "."], &[]);
-    assert_eq!(code, Some(65), "what a link leads to is found twice here: {text}");
+    assert_eq!(code, Some(65), "the target of a link is found twice: {text}");
     assert!(text.contains("was already declared in linked/to/pipelines.yaml"), "{text}");
     let other = ["plan", ".", "--pattern", "*/other.{yml,yaml}"];
     let (code, text) = said(&place, &other, &[]);

@@ -242,10 +242,10 @@ fn artifacts_are_stored_flat_beside_the_status_and_missing_ones_are_reported() {
            artifacts: [{ path: 'out/**/*.txt' }, { path: dir, type: dir }, { path: nothing }] }",
     );
     let (code, events) = place.events(&[], &[]);
-    assert_eq!(code, Some(0), "what is missing is no failure: {events:#?}");
+    assert_eq!(code, Some(0), "a missing artifact is not a failure: {events:#?}");
     let read = |file: &str| std::fs::read_to_string(place.path("workdir/made").join(file)).unwrap();
     assert_eq!((read("a.txt"), read("b.txt")), ("1\n".to_owned(), "2\n".to_owned()));
-    assert_eq!(read("dir/below/c"), "3\n", "a directory keeps what it is");
+    assert_eq!(read("dir/below/c"), "3\n", "a directory stays a directory");
     let log = std::fs::read_to_string(place.path("logs/made.log")).unwrap();
     assert!(log.contains("there is no file nothing to keep"), "{log}");
     let sum = "4355a46b19d348dc2f57c046f8ef63d4538ebb936000f3c9ee954a27460dd865";
@@ -304,7 +304,7 @@ fn run_multi_prints_each_job_and_resolves_no_references_to_earlier_jobs() {
     );
     let said = place.command(&["run-multi", "pipeline.yaml"]).output().unwrap();
     let (out, err) = (String::from_utf8_lossy(&said.stdout), String::from_utf8_lossy(&said.stderr));
-    assert_eq!(said.status.code(), Some(1), "as `run`, where a job has failed: {err}");
+    assert_eq!(said.status.code(), Some(1), "like `run` if a job fails: {err}");
     assert_eq!(out, "${made.data.id} <>\n");
     let at = |text: &str| err.find(text).unwrap_or_else(|| panic!("{text} is missing in {err}"));
     assert!(at("job 1 of 2: local") < at("job 2 of 2: custom"), "{err}");

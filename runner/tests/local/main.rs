@@ -221,7 +221,7 @@ fn a_step_and_all_its_processes_die_with_its_worker() {
     assert!(is_there(pid));
     worker.kill().unwrap();
     worker.wait().unwrap();
-    until("its process is gone", || (!is_there(pid)).then_some(()));
+    until("its process has ended", || (!is_there(pid)).then_some(()));
 }
 
 #[test]

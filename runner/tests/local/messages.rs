@@ -105,5 +105,5 @@ fn a_step_that_kills_its_process_group_leader_fails() {
     let wanted = "step 0: its process group leader was killed (SIGKILL)";
     assert!(message.contains(wanted), "{message}");
     assert_eq!((&last["cause"], &last["exit-code"]), (&"exit-code".into(), &137.into()));
-    assert!(begun.elapsed() < Duration::from_secs(100), "what it left was not ended");
+    assert!(begun.elapsed() < Duration::from_secs(100), "its leftover processes were not ended");
 }

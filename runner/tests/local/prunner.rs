@@ -40,7 +40,7 @@ fn scripts_use_variables_and_a_missing_one_fails_despite_allow_failure() {
     assert_eq!((code, lines_of(&events, "t")), (Some(0), vec!["v1 none {{ .tag }} 'x".to_owned()]));
     let (_, events) = of("echo {{ .__jobID }} ${tag-unset}").events(&tag, &[]);
     let run = events[0]["run-id"].as_str().unwrap();
-    assert_eq!(lines_of(&events, "t"), [format!("{run} unset")], "they are no environment");
+    assert_eq!(lines_of(&events, "t"), [format!("{run} unset")], "they are not in the environment");
     let missing = place("tasks: { t: { script: ['echo {{ .tag }}'], allow_failure: true } }");
     let (code, events) = missing.events(&[], &[]);
     assert_eq!(code, Some(1), "it may fail, but not so");
@@ -77,13 +77,13 @@ fn a_failing_task_ends_the_running_ones_or_lets_them_continue() {
     let fast = place(&ONE_FAILS.replace("WAIT", "exec sleep 1000"));
     let (code, events) = fast.events(&[], &[]);
     assert_eq!(code, Some(1));
-    assert_eq!(began(&events), ["fails", "runs"], "nothing new begins");
+    assert_eq!(began(&events), ["fails", "runs"], "no other step starts");
     assert!(ending(&events).contains("step fails: exit code 4"), "{}", ending(&events));
     let slow = ONE_FAILS.replace("WAIT", "while [ -e pipeline.yaml ]; do sleep 0.2; break; done");
     let on = place(&format!("continue_running_tasks_after_failure: true, {slow}"));
     let (code, events) = on.events(&[], &[]);
     assert_eq!(code, Some(1));
-    assert_eq!(began(&events), ["fails", "runs", "beside"], "only what needs it is left out");
+    assert_eq!(began(&events), ["fails", "runs", "beside"], "only its dependents are skipped");
     assert!(ending(&events).contains("step fails: exit code 4"), "{}", ending(&events));
 }
 
@@ -99,7 +99,11 @@ fn a_task_that_is_allowed_to_fail_runs_its_whole_script_and_its_dependents_run()
     assert_eq!(lines_of(&events, "t"), ["one", "two"]);
     assert_eq!(lines_of(&events, "u"), ["after"]);
     let completed = |event: &&Value| event["reason"] == "StepCompleted" && event["step"] == "t";
-    assert_eq!(events.iter().find(completed).unwrap()["exit-code"], 3, "the last failure is told");
+    assert_eq!(
+        events.iter().find(completed).unwrap()["exit-code"],
+        3,
+        "the last failure is reported"
+    );
 }
 
 // Rows: D15
@@ -118,7 +122,7 @@ fn on_error_receives_the_failure_and_does_not_change_the_result() {
     let fine = TestDir::new(
         "pipelines: { p: { tasks: { t: { script: [echo] } }, on_error: { script: [echo] } } }",
     );
-    assert_eq!(began(&fine.events(&[], &[]).1), ["t"], "where nothing fails it is not run");
+    assert_eq!(began(&fine.events(&[], &[]).1), ["t"], "it does not run if nothing fails");
 }
 
 // Rows: D6

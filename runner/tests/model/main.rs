@@ -152,7 +152,7 @@ fn comes_to_an_end(model: Protocol) {
             continue;
         };
         match done.get(&follower) {
-            Some(is_done) => assert!(*is_done, "this comes again: {follower:?}"),
+            Some(is_done) => assert!(*is_done, "it is repeated: {follower:?}"),
             None => {
                 done.insert(follower.clone(), false);
                 path.push((next(&follower), follower));

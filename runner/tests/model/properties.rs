@@ -14,14 +14,14 @@ pub(crate) const CAUSES_HOLD: &str = "an ending that was decided is the one that
 pub(crate) const NOT_AGAIN: &str = "a step that is recorded as done does not run again";
 pub(crate) const IN_ORDER: &str = "a step is started after it and the one before it are recorded";
 pub(crate) const ONE_AT_ONCE: &str = "two containers of a step never run at once on one engine";
-pub(crate) const NEWER_STAYS: &str = "what a newer owner runs is left alone";
-pub(crate) const LOSSES_CAPPED: &str = "nothing is begun after too many losses";
+pub(crate) const NEWER_STAYS: &str = "steps of a newer owner are not touched";
+pub(crate) const LOSSES_CAPPED: &str = "no step starts after too many losses";
 pub(crate) const FAILS_FOR_A_REASON: &str =
     "a run fails only if a step failed or is in doubt, or too many owners were lost";
-pub(crate) const CALLED_ONCE: &str = "a step that must not run twice is begun once";
+pub(crate) const CALLED_ONCE: &str = "a run-once step starts once";
 pub(crate) const ONE_EVENT: &str = "every ending event of a run is the same";
 pub(crate) const SETTLED: &str =
-    "where nothing is left to do, the run has ended, that was published, and nothing of it is left";
+    "at rest, the run has ended, its ending is published, and nothing of it is left";
 
 /// A predicate on states.
 pub(crate) type Condition = fn(&Protocol, &World) -> bool;

@@ -53,12 +53,12 @@ pub(crate) const OWN_CLAIM_UNKNOWN: ReachableState = ReachableState {
 };
 
 pub(crate) const KNOWN_START: ReachableState = ReachableState {
-    what: "a start comes again while the run goes on",
+    what: "a start is redelivered while the run is in progress",
     is_seen: |_, world| world.queue > 0 && world.store.owner.is_some(),
 };
 
 pub(crate) const KNOWN_AFTER_REMOVAL: ReachableState = ReachableState {
-    what: "a start comes again after its record is gone",
+    what: "a start is redelivered after its record has expired",
     is_seen: |_, world| world.queue > 0 && world.store.record.is_none() && world.store.seen,
 };
 
@@ -76,7 +76,7 @@ pub(crate) const PASSED_WITHOUT_A_LOSS: ReachableState = ReachableState {
 };
 
 pub(crate) const STOP_FOUND_AT_THE_END: ReachableState = ReachableState {
-    what: "a stop comes where the run is about to pass",
+    what: "a stop arrives while the run is about to pass",
     is_seen: |_, world| {
         let is_passing = |d: &Drive| d.phase == Phase::Ending && d.record.status == Status::Passed;
         world.store.stop && world.is_driven(is_passing)

@@ -10,7 +10,7 @@
 
 mod pick;
 mod s3;
-#[allow(dead_code, reason = "it is that of the tests of transfers")]
+#[allow(dead_code, reason = "shared with the tests of transfers")]
 #[path = "../transfer/server.rs"]
 mod server;
 

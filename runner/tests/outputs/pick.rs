@@ -82,7 +82,7 @@ impl Step {
         let mut told: Vec<String> =
             self.outputs.files().iter().map(|file| file.path.clone()).collect();
         told.sort();
-        assert_eq!(kept, told, "what is told is what is there");
+        assert_eq!(kept, told, "the reported outputs are the stored ones");
         for file in self.outputs.files() {
             assert_eq!(std::fs::read_to_string(dir.join(&file.path)).unwrap(), file.from);
             assert_eq!((file.stored.size, file.stored.sha256.len()), (file.from.len() as u64, 64));

@@ -203,7 +203,7 @@ type ReportLine<'a> = dyn FnMut(String) + 'a;
 fn one_end(story: &RunHistory<'_>, say: &mut ReportLine<'_>) {
     let ended: Vec<&Version> =
         story.versions.iter().filter(|version| version.record.status.is_ended()).collect();
-    let Some(first) = ended.first() else { return say("I1: it has no end".into()) };
+    let Some(first) = ended.first() else { return say("I1: it has not ended".into()) };
     for later in &ended {
         let (was, is) = (&first.record, &later.record);
         if (was.status, was.cause, &was.message, was.epoch)
@@ -224,11 +224,11 @@ fn one_end(story: &RunHistory<'_>, say: &mut ReportLine<'_>) {
     let told: Vec<&Event> =
         story.told.iter().copied().filter(|event| event.reason.is_ending()).collect();
     if told.is_empty() {
-        say("I1: its end was never told".into());
+        say("I1: its ending event was never published".into());
     }
     for other in told {
         if other != event {
-            say(format!("I1: its end was told as {other:?}, and recorded as {event:?}"));
+            say(format!("I1: its ending was published as {other:?}, but recorded as {event:?}"));
         }
     }
 }

@@ -305,7 +305,7 @@ pub fn play(plan: Plan) -> PlayedHistory {
         .enable_time()
         .start_paused(true)
         .build()
-        .expect("a runtime of one thread can always be made");
+        .expect("a single-threaded runtime can always be created");
     runtime.block_on(async move {
         let world = World::new(plan);
         let cluster = Arc::new(Cluster {
@@ -335,7 +335,7 @@ pub fn play(plan: Plan) -> PlayedHistory {
             cluster.strike(blow).await;
         }
         for command in commands {
-            command.await.expect("whoever publishes does not fail");
+            command.await.expect("publishing does not fail");
         }
         let over = async {
             while !is_over(&world) {

@@ -150,7 +150,7 @@ pub struct Handle {
 }
 
 fn failed(doing: &str) -> ExecError {
-    ExecError::Engine { doing: doing.to_owned(), cause: "it was told to fail".to_owned() }
+    ExecError::Engine { doing: doing.to_owned(), cause: "the test made it fail".to_owned() }
 }
 
 impl Handle {

@@ -13,7 +13,7 @@
     unreachable_pub,
     missing_docs,
     missing_debug_implementations,
-    reason = "a test may panic, print and spawn; its modules are nobody else's"
+    reason = "a test may panic, print and spawn; its modules are private"
 )]
 
 mod broker;

@@ -50,7 +50,7 @@ fn a_death_before_the_claim_leaves_the_message_to_another_worker() {
 fn a_death_between_the_claim_and_the_ack_runs_nothing_twice() {
     let played = with("claim", EffectSide::After, Fault::Crash);
     passed(&played, 2, 1);
-    assert_eq!(played.told("r0", "CommandIgnored").len(), 1, "the message came again");
+    assert_eq!(played.told("r0", "CommandIgnored").len(), 1, "the message was redelivered");
     assert_eq!(played.began("r0", 0), 1);
 }
 

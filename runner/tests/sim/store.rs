@@ -426,7 +426,7 @@ impl Watch {
             // The change is late, or the connection broke.
             if self.process.pass("watch", EffectSide::After).await.is_err() {
                 self.ended = true;
-                let (at, cause) = ("the store".to_owned(), "the watch broke off".to_owned());
+                let (at, cause) = ("the store".to_owned(), "the watch was interrupted".to_owned());
                 return Some((Err(StoreError::Unreachable { at, cause }), self));
             }
         }

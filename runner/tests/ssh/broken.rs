@@ -40,7 +40,7 @@ async fn remote_processes_end_with_their_connection() {
     server.cut();
     match running.end().await {
         Err(ExecError::Disconnected { host, .. }) => assert!(host.contains("127.0.0.1"), "{host}"),
-        other => panic!("nobody knows how it ended: {other:?}"),
+        other => panic!("its outcome must be unknown: {other:?}"),
     }
     all_gone(&pids).await;
 }
@@ -53,7 +53,7 @@ async fn remote_processes_end_with_their_client() {
     kill(&client_of(server.port));
     match running.end().await {
         Err(ExecError::Disconnected { cause, .. }) => assert!(cause.contains("without a word")),
-        other => panic!("nobody knows how it ended: {other:?}"),
+        other => panic!("its outcome must be unknown: {other:?}"),
     }
     all_gone(&pids).await;
 }
@@ -78,7 +78,7 @@ async fn dropping_the_wait_does_not_stop_the_step_but_a_stop_still_does() {
     let pids = running.pids(3).await;
     running.ran.abort();
     assert!(running.ran.await.unwrap_err().is_cancelled());
-    assert!(pids.iter().all(|pid| is_there(*pid)), "it goes on");
+    assert!(pids.iter().all(|pid| is_there(*pid)), "it was ended");
     running.stop.raise(StopLevel::Kill);
     all_gone(&pids).await;
 }

@@ -161,6 +161,6 @@ async fn a_worker_without_ssh_names_the_package_to_install() {
     let stop = StopSignal::default();
     match none.run_step(&scope(), &step(with, "true"), Gate::open(), out, &stop).await {
         Err(ExecError::Unsupported(why)) => assert!(why.contains("openssh-client"), "{why}"),
-        other => panic!("there is no ssh: {other:?}"),
+        other => panic!("it must report the missing ssh: {other:?}"),
     }
 }

@@ -128,7 +128,7 @@ struct Running {
 }
 
 impl Running {
-    #[expect(clippy::disallowed_methods, reason = "a test waits for it, or lets it go on purpose")]
+    #[expect(clippy::disallowed_methods, reason = "a test waits for it, or drops it on purpose")]
     fn start(step: StepSpec) -> Self {
         let (kept, stop) = (Arc::new(OutputRecorder::default()), StopSignal::default());
         let out: Arc<dyn LogSink> = Arc::<OutputRecorder>::clone(&kept);
@@ -247,7 +247,7 @@ async fn a_bash_program_is_run_by_bash_and_several_are_refused() {
     assert_eq!((code, text.as_str()), (0, "v\n"));
     match run(&of(&["true", "true"])).await.0 {
         Err(ExecError::Unsupported(why)) => assert!(why.contains("several programs"), "{why}"),
-        other => panic!("it is not run in another way: {other:?}"),
+        other => panic!("it must be refused: {other:?}"),
     }
 }
 

@@ -153,7 +153,7 @@ async fn a_logger_receives_everything_after_an_outage() {
     sent.extend_from_slice(b"the end\n");
     assert_eq!(feed.finish(PLENTY).await, 0);
     drop(server);
-    assert!(got.all() == sent, "memory first, then disk, then what came later");
+    assert!(got.all() == sent, "memory first, then disk, then later events");
 }
 
 #[tokio::test]
@@ -166,13 +166,13 @@ async fn lines_over_the_limit_are_dropped_and_counted() {
     for _ in 0..20 << 10 {
         feed.push(line.clone());
     }
-    assert!(began.elapsed() < Duration::from_secs(10), "nobody waits for a logger");
+    assert!(began.elapsed() < Duration::from_secs(10), "a logger delays nothing");
     let got = ReceivedBodies::default();
     let server = got.serve(Some(at)).await;
     let lost = feed.finish(PLENTY).await;
     drop(server);
     let all = got.all().len() as u64;
-    assert_eq!(all + lost, 20 << 20, "what is not there is counted");
+    assert_eq!(all + lost, 20 << 20, "lost bytes are counted");
     assert!((3 << 20..8 << 20).contains(&all), "{all} bytes were kept");
     assert_eq!(feed.finish(Duration::ZERO).await, lost, "to finish twice changes nothing");
 }
@@ -190,7 +190,7 @@ async fn closing_a_feed_waits_no_longer_than_its_timeout() {
         feed.push(Bytes::from_static(b"12345\n"));
         assert_eq!(feed.finish(Duration::from_millis(300)).await, 6);
         feed.push(Bytes::from_static(b"late\n"));
-        assert_eq!(feed.finish(Duration::ZERO).await, 11, "what comes too late is not taken");
+        assert_eq!(feed.finish(Duration::ZERO).await, 11, "late lines are not accepted");
     }
 }
 
@@ -254,7 +254,7 @@ async fn a_redirect_of_a_logger_is_not_an_acceptance() {
     let feed = feed(&setup, &server.url());
     feed.push(Bytes::from_static(b"a line\n"));
     assert_eq!(feed.finish(PLENTY).await, 0);
-    assert_eq!(got.all(), b"a line\n", "it is sent again where it belongs");
+    assert_eq!(got.all(), b"a line\n", "it is sent again to the right place");
     assert_eq!(*lines.lock(), ["PUT /bob_logs/r-1"; 2]);
 }
 

@@ -105,7 +105,7 @@ async fn above_the_high_watermark_a_worker_pauses_until_usage_is_below_the_low_o
     executor.fill_disk(disk(80));
     rig.node(&node, |node| node.disk == says(80, true)).await;
     assert!(!is_known(&rig, &waits).await && !is_known(&rig, &sent).await);
-    assert_eq!(rig.record(&left, |_| true).await.attempt, 1, "nor is one that was left taken over");
+    assert_eq!(rig.record(&left, |_| true).await.attempt, 1, "and an abandoned one is not adopted");
     executor.fill_disk(disk(79));
     for run in [&waits, &sent, &left] {
         assert_eq!(rig.settled(run).await.status, Status::Passed);
@@ -138,7 +138,7 @@ async fn a_full_disk_ends_a_run_no_space_and_the_worker_resumes_when_space_is_fr
     let record = rig.settled(&run).await;
     assert_eq!((record.status, record.cause), (Status::Failed, Some(Cause::NoSpace)));
     assert_eq!(record.steps.iter().map(|step| step.attempt).collect::<Vec<_>>(), [1, 1]);
-    assert!(executor.leftovers().await.unwrap().is_empty(), "what it left takes room");
+    assert!(executor.leftovers().await.unwrap().is_empty(), "its leftovers use space");
     let next = rig.run("next");
     rig.start(&next, &rig.pipeline("next", &["exit 0"])).await;
     let never = rig.run("never");
@@ -208,19 +208,19 @@ async fn least_recently_used_base_images_go_first_but_none_that_a_run_names() {
     let run = begun_on(&rig, "a", &sign).await;
     let all = [("a", 1, false), ("b", 2, false), ("c", 3, false), ("built-upon", 0, true)];
     executor.have_bases(all.iter().map(|(name, hours, used)| base(name, *hours, *used)).collect());
-    until("there are no more than may be", || async {
+    until("only as many as allowed", || async {
         (bases(&executor).await == ["a", "built-upon", "c"]).then_some(())
     })
     .await;
     // Above the high watermark, every unused image may be removed.
     executor.fill_disk(disk(95));
-    until("what nobody uses is gone", || async {
+    until("unused objects are removed", || async {
         (bases(&executor).await == ["a", "built-upon"]).then_some(())
     })
     .await;
     sign.give();
     assert_eq!(rig.settled(&run).await.status, Status::Passed);
-    until("nobody uses that any more", || async {
+    until("it is no longer used", || async {
         (bases(&executor).await == ["built-upon"]).then_some(())
     })
     .await;

@@ -20,7 +20,7 @@ async fn a_run_whose_engine_is_unavailable_is_released_and_resumes_afterwards() 
     rig.worker(1).await;
     let run = rig.run("away");
     rig.start(&run, &rig.pipeline("away", &["put it kept", "lose", "show it"])).await;
-    until("nobody owns the run, which is open", || async {
+    until("the run is open and has no owner", || async {
         let owner = rig.ports.store.get(&names::owner_key(&run)).await.unwrap();
         let open = rig.ports.store.get(&names::open_key(&run)).await.unwrap();
         let record = rig.record(&run, |_| true).await;
@@ -37,7 +37,7 @@ async fn a_run_whose_engine_is_unavailable_is_released_and_resumes_afterwards() 
     executor.come_back();
     let record = rig.settled(&run).await;
     assert_eq!((record.status, record.attempt), (Status::Passed, 2), "{record:?}");
-    assert_eq!(executor.ran(&run, "0"), 1, "what was kept is not run again");
+    assert_eq!(executor.ran(&run, "0"), 1, "committed steps do not run again");
     assert_eq!(rig.settled(&other).await.status, Status::Passed);
     rig.end().await;
 }

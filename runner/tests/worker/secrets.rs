@@ -56,7 +56,7 @@ impl Transfer for CallbackRecorder {
         _params: &Vars,
         _mount: &str,
     ) -> Result<ByteStream, TransferError> {
-        Err(TransferError::BadParams("there are no resources".into()))
+        Err(TransferError::BadParams("resources are not supported".into()))
     }
 
     async fn internal_resource(
@@ -93,7 +93,7 @@ impl Transfer for CallbackRecorder {
     }
 
     fn logger(&self, _url: &str, _run: &RunId) -> Result<Box<dyn LoggerFeed>, TransferError> {
-        Err(TransferError::BadParams("there are no loggers".into()))
+        Err(TransferError::BadParams("loggers are not supported".into()))
     }
 }
 

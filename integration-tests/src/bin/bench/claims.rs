@@ -154,7 +154,7 @@ async fn passed_once_each(cluster: &Cluster, runs: usize) -> anyhow::Result<()> 
         let entry = entry.with_context(|| format!("run {run} has no record"))?;
         let record: protocol::run::RunRecord = serde_json::from_slice(&entry.value)?;
         ensure!(record.status == protocol::run::Status::Passed, "run {run} is {}", record.status);
-        ensure!(record.attempt == 1, "run {run} was taken {} times", record.attempt);
+        ensure!(record.attempt == 1, "run {run} was claimed {} times", record.attempt);
     }
     Ok(())
 }
@@ -247,8 +247,8 @@ impl Watched {
                 }
             }
         };
-        in_time("a run is claimed and let go", watching).await?;
+        in_time("a run is claimed and released", watching).await?;
         bare::confirmed(vec![owed]).await?;
-        claimed.context("a run was let go without a claim")
+        claimed.context("a run was released without a claim")
     }
 }

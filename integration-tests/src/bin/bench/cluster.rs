@@ -151,7 +151,7 @@ pub(crate) async fn removals(changes: &mut Changes, count: usize) -> anyhow::Res
         }
         anyhow::Ok(())
     };
-    in_time("all runs are let go", counted).await
+    in_time("all runs are released", counted).await
 }
 
 /// Limits a wait.

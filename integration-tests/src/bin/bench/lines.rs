@@ -90,7 +90,7 @@ async fn make_image(rest: &mut EngineClient, base: &str, size: Size) -> anyhow::
     );
     let container = rest.create(base, &["sh", "-c", &script]).await?;
     rest.start(&container).await?;
-    ensure!(rest.ended(&container).await? == 0, "the lines could not be made");
+    ensure!(rest.ended(&container).await? == 0, "the lines cannot be created");
     rest.commit(&container, Some(IMAGE), false).await?;
     rest.remove_container(&container).await
 }
@@ -150,7 +150,7 @@ async fn step(cluster: &Cluster, size: Size, round: usize) -> anyhow::Result<f64
             let Some(event) = event.filter(|event| event.run_id.as_ref() == Some(&run)) else {
                 continue;
             };
-            ensure!(event.seq == Some(seq), "event {:?} came where {seq} was due", event.seq);
+            ensure!(event.seq == Some(seq), "event {:?} arrived instead of {seq}", event.seq);
             seq += 1;
             if matches!(event.reason, Reason::StepStarted { .. }) {
                 begun = Some(event.at);
@@ -186,7 +186,7 @@ impl Check {
             return Ok(());
         };
         ensure!(*stream == LogStream::Stdout && encoding.is_none(), "strange output: {event:?}");
-        ensure!(*offset == self.bytes, "a text begins at {offset}, {} was due", self.bytes);
+        ensure!(*offset == self.bytes, "a text starts at {offset}, expected {}", self.bytes);
         self.bytes += event.message.len() as u64 + u64::from(!partial);
         self.rest.push_str(&event.message);
         if *partial {

@@ -128,13 +128,13 @@ fn enter() -> Option<String> {
     std::env::var("BOB_BENCH_ENTER").ok().filter(|program| !program.is_empty())
 }
 
-#[expect(clippy::print_stderr, reason = "progress, where there is no log")]
+#[expect(clippy::print_stderr, reason = "progress for a program without a log")]
 fn say(what: &str) {
     eprintln!("{what}");
 }
 
 #[tokio::main]
-#[expect(clippy::print_stdout, reason = "the table is what was asked for")]
+#[expect(clippy::print_stdout, reason = "the table is the output")]
 async fn main() -> anyhow::Result<()> {
     let Some(plan) = Plan::of_arguments(std::env::args().skip(1))? else {
         print!("{HELP}");

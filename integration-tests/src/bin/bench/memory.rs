@@ -27,7 +27,7 @@ const WATCH: Duration = Duration::from_secs(10);
 const SAMPLE: Duration = Duration::from_millis(200);
 /// Writes 20 lines a second forever.
 const CHATTER: &str = "while :; do n=0; while [ $n -lt 20 ]; do \
-    echo \"line $n of a step that goes on writing until it is stopped\"; n=$((n + 1)); done; \
+    echo \"line $n of a step that writes until it is stopped\"; n=$((n + 1)); done; \
     sleep 1; done";
 
 pub(crate) async fn measure(
@@ -117,10 +117,10 @@ struct Seen {
 
 impl Seen {
     fn take(&mut self, event: &Event) -> anyhow::Result<()> {
-        ensure!(event.seq == Some(self.seq), "event {:?} came, not {}", event.seq, self.seq);
+        ensure!(event.seq == Some(self.seq), "event {:?} arrived, not {}", event.seq, self.seq);
         self.seq += 1;
         if let Reason::Log { offset, partial, .. } = &event.reason {
-            ensure!(*offset == self.bytes, "a text begins at {offset}, not {}", self.bytes);
+            ensure!(*offset == self.bytes, "a text starts at {offset}, not {}", self.bytes);
             self.bytes += event.message.len() as u64 + u64::from(!partial);
         }
         if let Reason::StepCompleted { stdout_bytes, .. } = &event.reason {

@@ -151,7 +151,7 @@ impl Rig<'_> {
         let signalled = Instant::now();
         server.signal(if way == WorkerEnd::Killed { Signal::KILL } else { Signal::TERM })?;
         let mut repeated = 0;
-        told.until("another goes on", |event| event.epoch > epoch).await?;
+        told.until("another worker resumes", |event| event.epoch > epoch).await?;
         let gap = signalled.elapsed();
         let ended = told
             .until("the run ends", |event| {
@@ -170,7 +170,8 @@ impl Rig<'_> {
 
     /// The process id of a run's owner.
     async fn owner(&self, run: &RunId) -> anyhow::Result<u32> {
-        let entry = self.store.get(&names::owner_key(run)).await?.context("nobody owns it")?;
+        let entry =
+            self.store.get(&names::owner_key(run)).await?.context("the run has no owner")?;
         let owner: OwnerEntry = serde_json::from_slice(&entry.value)?;
         let entry = self.store.get(&names::node_key(&owner.node)).await?.context("no node")?;
         Ok(serde_json::from_slice::<NodeEntry>(&entry.value)?.pid)

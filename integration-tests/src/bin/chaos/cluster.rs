@@ -279,11 +279,12 @@ impl Worker {
         let wrong = match tokio::time::timeout(DRAIN_PATIENCE, process.child.wait()).await {
             Ok(status) => {
                 let status = status?;
-                (!status.success()).then(|| format!("{who} was asked to end, and ended: {status}"))
+                (!status.success())
+                    .then(|| format!("{who} was asked to exit, and exited with an error: {status}"))
             }
             Err(_) => {
                 process.child.kill().await?;
-                Some(format!("{who} was asked to end, and did not within {DRAIN_PATIENCE:?}"))
+                Some(format!("{who} was asked to exit, and did not within {DRAIN_PATIENCE:?}"))
             }
         };
         Ok(wrong)

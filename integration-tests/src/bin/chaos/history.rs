@@ -71,7 +71,7 @@ impl Records {
     }
 
     async fn revision(&self) -> anyhow::Result<i64> {
-        let mut last = anyhow::anyhow!("there is no etcd");
+        let mut last = anyhow::anyhow!("no etcd member answers");
         for url in self.urls.iter().cycle().take(TRIES) {
             let asking = async {
                 let got = client(url).await?.get("bob.", None).await?;

@@ -36,7 +36,7 @@ pub(crate) async fn settle(
         })
         .await;
     if !at_rest {
-        say("not every run has come to its end");
+        say("not every run has ended");
     }
     // A run that moved to another engine leaves objects that the next sweep of the old engine
     // finds. A worker sweeps soon after its start.
@@ -52,7 +52,7 @@ pub(crate) async fn settle(
         let stops = seen.keys(names::STOPS);
         seen.keys(names::OPEN_AND_OWNERS).into_iter().chain(stops).collect::<Vec<_>>()
     });
-    facts.left.extend(left.into_iter().map(|key| format!("etcd still holds {key}")));
+    facts.left.extend(left.into_iter().map(|key| format!("etcd still has {key}")));
     facts.changes = recorder.changes().await?;
     let (told, strange) = address.told().await?;
     (facts.told, facts.begun) = (told, journal.begun());
@@ -89,18 +89,18 @@ async fn looked(
         let mut left = Vec::new();
         for url in cluster.engine_urls() {
             let found = in_engine(url).await.unwrap_or_else(|cause| {
-                Vec::from([format!("the engine does not list: {cause:#}")])
+                Vec::from([format!("cannot list the objects of the engine: {cause:#}")])
             });
             left.extend(found);
         }
         if let Some(registry) = cluster.registry() {
             let tags = in_registry(registry).await?;
-            left.extend(tags.into_iter().map(|tag| format!("the registry still holds {tag}")));
+            left.extend(tags.into_iter().map(|tag| format!("the registry still has {tag}")));
         }
         for queue in [names::JOBS_QUEUE, names::CONTROL_QUEUE, names::DEAD_LETTER_QUEUE] {
             let waiting = address.waiting(queue).await?;
             if waiting > 0 {
-                left.push(format!("{queue} holds {waiting} messages"));
+                left.push(format!("{queue} still has {waiting} messages"));
             }
         }
         let running = journal.running();

@@ -81,7 +81,7 @@ impl Plan {
                 _ => bail!("unknown argument {word}\n{HELP}"),
             }
         }
-        ensure!((1..=2).contains(&engines), "--engines {engines}: there may be 1 or 2");
+        ensure!((1..=2).contains(&engines), "--engines {engines}: must be 1 or 2");
         let program = match program {
             Some(program) => program,
             None => std::env::current_exe()?.with_file_name("bob-runner"),
@@ -107,17 +107,17 @@ fn kinds_of(words: &str) -> anyhow::Result<Vec<&'static str>> {
     let known = |word| nemesis::kinds().find(|kind| *kind == word);
     words
         .split(',')
-        .map(|word| known(word).with_context(|| format!("--nemeses {word}: there is no such one")))
+        .map(|word| known(word).with_context(|| format!("--nemeses: unknown nemesis {word}")))
         .collect()
 }
 
-#[expect(clippy::print_stderr, reason = "progress, where there is no log")]
+#[expect(clippy::print_stderr, reason = "progress for a program without a log")]
 pub(crate) fn say(what: &str) {
     eprintln!("{}  {what}", protocol::time::Timestamp::from(now()));
 }
 
 #[tokio::main]
-#[expect(clippy::print_stdout, reason = "the table is what was asked for")]
+#[expect(clippy::print_stdout, reason = "the table is the output")]
 async fn main() -> anyhow::Result<ExitCode> {
     let Some(plan) = Plan::of_arguments(std::env::args().skip(1))? else {
         print!("{HELP}");
@@ -129,7 +129,7 @@ async fn main() -> anyhow::Result<ExitCode> {
     let facts = tokio::select! {
         biased;
         _ = interrupt.recv() => bail!("interrupted"),
-        _ = terminate.recv() => bail!("asked to end"),
+        _ = terminate.recv() => bail!("terminated"),
         facts = history(&plan) => facts?,
     };
     let wrong = check::broken(&facts);
@@ -183,7 +183,7 @@ async fn play(plan: &Plan, cluster: &Arc<Cluster>) -> anyhow::Result<HistoryFact
         log: Arc::clone(&log),
         stop: stop.clone(),
     };
-    say("runs begin");
+    say("starting runs");
     let vexing = async {
         let vexed = if plan.rolling {
             nemesis.roll().await
@@ -208,7 +208,7 @@ async fn play(plan: &Plan, cluster: &Arc<Cluster>) -> anyhow::Result<HistoryFact
         is_gentle: plan.rolling,
         ..HistoryFacts::default()
     };
-    say(&format!("{} runs were started, and all is well again", facts.plans.len()));
+    say(&format!("{} runs were started, and all faults are healed", facts.plans.len()));
     left::settle(cluster, &recorder, &journal, &address, &log, &mut facts).await?;
     Ok(facts)
 }

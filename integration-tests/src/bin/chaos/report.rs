@@ -75,7 +75,7 @@ fn endings(stories: &[RunHistory<'_>], table: &mut String) {
     row(table, &format!("runs: {}", stories.len()), &all);
     let fails = stories.iter().filter(|story| story.plan.outcome == Outcome::Failed).count();
     let stopped = stories.iter().filter(|story| story.plan.is_stopped).count();
-    row(table, "of these made to fail, and to be stopped", &format!("{fails}, {stopped}"));
+    row(table, "of these meant to fail, and to be stopped", &format!("{fails}, {stopped}"));
 }
 
 /// How runs changed owners, and how long that took.
@@ -96,7 +96,7 @@ fn takeovers(facts: &HistoryFacts, stories: &[RunHistory<'_>], table: &mut Strin
         }
     }
     row(table, "changes of owner", &total.to_string());
-    row(table, "of these told as handed over", &handed.to_string());
+    row(table, "of these reported as handed over", &handed.to_string());
     lost.sort_by(f64::total_cmp);
     let of = |place: usize| lost.get(place).copied().unwrap_or(0.0);
     row(

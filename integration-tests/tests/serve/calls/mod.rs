@@ -3,7 +3,7 @@
 
 #[path = "../../../../runner/tests/call/rows.rs"]
 mod rows;
-#[expect(dead_code, reason = "the tests of calls need more of it")]
+#[expect(dead_code, reason = "the tests of calls use more of it")]
 #[path = "../../../../runner/tests/call/server.rs"]
 pub(crate) mod server;
 #[path = "../../../../runner/tests/ssh/server.rs"]
@@ -32,7 +32,7 @@ impl Ran {
         let events = reader::events_of(place, &run).await;
         reader::assert_gapless(&events);
         let said = format!("{events:?} {}", record["steps"]);
-        assert!(!said.contains("s3cret"), "nobody reads a key of an account: {said}");
+        assert!(!said.contains("s3cret"), "a key of an account was published: {said}");
         Self { record, events }
     }
 
@@ -129,7 +129,7 @@ async fn a_worker_sends_the_api_call_of_each_proxmox_shortcut_with_the_token() {
         assert_eq!(ran.data()[1], TASK, "what a machine's start began");
         let seen = acts(&served).split_off(sent);
         sent += seen.len();
-        assert_eq!(seen.len(), rows.len(), "what has an effect is sent once");
+        assert_eq!(seen.len(), rows.len(), "a call with an effect is sent once");
         for ((action, _, method, path, query, body), seen) in rows.iter().zip(&seen) {
             let whole = format!("{method} /api2/json/nodes/pve1/{kind}{path}");
             assert_eq!(seen.line(), whole, "{action}");

@@ -19,21 +19,21 @@ fn of_epoch<'a>(story: &RunHistory<'a>, epoch: i64) -> BTreeMap<u64, &'a Event> 
 pub(super) fn have_no_gap(story: &RunHistory<'_>, say: &mut ReportLine<'_>) {
     let Some(ending) = story.told.iter().find(|told| told.reason.is_ending()) else { return };
     let (Some(epoch), Some(seq)) = (ending.epoch, ending.seq) else {
-        return say("I5: its end was told without epoch and number".into());
+        return say("I5: its ending event has no epoch and number".into());
     };
     let numbers: Vec<u64> = of_epoch(story, epoch.0).into_keys().collect();
     let missing: Vec<u64> = (0..=seq).filter(|number| !numbers.contains(number)).collect();
     if !missing.is_empty() {
         say(format!(
-            "I5: of epoch {epoch}, which ended with event {seq}, {missing:?} were not told"
+            "I5: epoch {epoch} ended with event {seq}, and events {missing:?} are missing"
         ));
     }
     if let Some(after) = numbers.iter().find(|number| **number > seq) {
-        say(format!("I5: of epoch {epoch} event {after} was told, after the end, which was {seq}"));
+        say(format!("I5: epoch {epoch} has event {after} after its ending event {seq}"));
     }
     let newest = story.told.iter().filter_map(|told| told.epoch).max();
     if newest > Some(epoch) {
-        say(format!("I5: it ended in epoch {epoch}, and events of {newest:?} were told"));
+        say(format!("I5: it ended in epoch {epoch}, but there are events of {newest:?}"));
     }
 }
 
@@ -44,7 +44,9 @@ pub(super) fn are_the_same_each_time(story: &RunHistory<'_>, say: &mut ReportLin
         let (Some(epoch), Some(seq)) = (event.epoch, event.seq) else { continue };
         let first = told.entry((epoch.0, seq)).or_insert(event);
         if first != event {
-            say(format!("I5: event {seq} of epoch {epoch} was told as {first:?} and as {event:?}"));
+            say(format!(
+                "I5: event {seq} of epoch {epoch} was published as {first:?} and as {event:?}"
+            ));
         }
     }
 }
@@ -87,11 +89,16 @@ pub(super) fn tell_every_byte(story: &RunHistory<'_>, say: &mut ReportLine<'_>) 
                 // Output that a lost owner had not published is lost. The record has its length.
                 Ok(told) if told == recorded || (told < recorded && !is_kept) => {}
                 Ok(told) => {
-                    say(format!("I5: step {} wrote {recorded}, and {told} were told", step.name));
+                    say(format!(
+                        "I5: step {} wrote {recorded} bytes, but {told} were published",
+                        step.name
+                    ));
                 }
                 // After a gap of a lost owner, output that was in transit can follow.
                 Err(_) if !is_kept => {}
-                Err(at) => say(format!("I5: of step {} what follows {at} is missing", step.name)),
+                Err(at) => {
+                    say(format!("I5: the output of step {} is missing from {at} on", step.name))
+                }
             }
         }
     }
@@ -115,7 +122,9 @@ fn completed_as_recorded(
             ((stdout_bytes, stderr_bytes), (step.stdout_bytes, step.stderr_bytes));
         if is_it && told != recorded {
             let name = &step.name;
-            say(format!("I5: step {name} is told to have written {told:?}, not {recorded:?}"));
+            say(format!(
+                "I5: the event of step {name} counts {told:?} bytes, and the record {recorded:?}"
+            ));
         }
     }
 }

@@ -162,11 +162,11 @@ pub(crate) fn broken(facts: &HistoryFacts) -> Vec<String> {
 /// I1: exactly one end is recorded and published at least once, always as the same event.
 fn one_end(story: &RunHistory<'_>, say: &mut ReportLine<'_>) {
     if story.versions.is_empty() {
-        return say("I1: it was published, and is not recorded".into());
+        return say("I1: it was published, but is not recorded".into());
     }
     let Some(first) = story.end() else {
         let last = story.last().map(|record| record.status);
-        return say(format!("I1: it has no end, and is {last:?}"));
+        return say(format!("I1: it has not ended, and is {last:?}"));
     };
     let was = &first.record;
     for later in story.versions.iter().filter(|version| version.revision > first.revision) {
@@ -179,14 +179,14 @@ fn one_end(story: &RunHistory<'_>, say: &mut ReportLine<'_>) {
         }
     }
     let Some(event) = was.ending_event.as_deref() else {
-        return say(format!("I1: its end at {} has no event", first.revision));
+        return say(format!("I1: its ending at {} has no event", first.revision));
     };
     let mut told = story.told.iter().filter(|event| event.reason.is_ending()).peekable();
     if told.peek().is_none() {
-        say("I1: its end was never told".into());
+        say("I1: its ending event was never published".into());
     }
     if let Some(other) = told.find(|other| **other != event) {
-        say(format!("I1: its end was recorded as {event:?}, and told as {other:?}"));
+        say(format!("I1: its ending was recorded as {event:?}, but published as {other:?}"));
     }
 }
 
@@ -222,7 +222,7 @@ fn epochs_grow(story: &RunHistory<'_>, say: &mut ReportLine<'_>) {
             && !version.record.status.is_ended()
         {
             let at = version.revision;
-            say(format!("I2: epoch {written} wrote at {at}, when {newest} owned it"));
+            say(format!("I2: epoch {written} wrote at {at}, although {newest} owned it"));
         }
         for (place, step) in version.record.steps.iter().enumerate() {
             let epoch = step.epoch.map(|epoch| epoch.0);
@@ -279,9 +279,9 @@ fn losses_are_counted(story: &RunHistory<'_>, most: u32, say: &mut ReportLine<'_
 /// I3 checks in every history).
 fn suffers_nothing(story: &RunHistory<'_>, say: &mut ReportLine<'_>) {
     if let Some(version) = story.versions.iter().find(|version| version.record.losses > 0) {
-        say(format!("R: it was lost at {}, though its owner was asked to leave", version.revision));
+        say(format!("R: it was lost at {}, although its owner was draining", version.revision));
     }
     if story.began_anew() {
-        say("R: what it had come to was gone, and finished steps ran again".into());
+        say("R: its committed steps were lost, and finished steps ran again".into());
     }
 }

@@ -19,17 +19,17 @@ pub(super) fn keep_their_order(story: &RunHistory<'_>, say: &mut ReportLine<'_>)
         let (now, at) = (passed(&version.record), version.revision);
         let later = version.record.steps.iter().skip(now + 1);
         if later.clone().any(|step| step.status != StepStatus::Pending) {
-            say(format!("I3: at {at} a step stands as begun after one that has not passed"));
+            say(format!("I3: at {at} a step is recorded as started after one that has not passed"));
         }
         if now < kept && !story.began_anew() {
-            say(format!("I3: {kept} steps had passed, and {now} at {at}"));
+            say(format!("I3: {kept} steps had passed, but only {now} at {at}"));
         }
         kept = now;
     }
     if let Some(end) = story.end() {
         for begun in story.begun.iter().filter(|begun| begun.at > end.seen) {
             let (step, at) = (begun.step, end.revision);
-            say(format!("I3: step {step} began after the run had ended at {at}"));
+            say(format!("I3: step {step} started after the run had ended at {at}"));
         }
     }
     if story.began_anew() {
@@ -41,7 +41,7 @@ pub(super) fn keep_their_order(story: &RunHistory<'_>, say: &mut ReportLine<'_>)
         let known = before.map(|version| (passed(&version.record), version.revision));
         if let Some((_, at)) = known.into_iter().find(|(passed, _)| *passed > step) {
             say(format!(
-                "I3: step {step} began (begin {}) after it had passed at {at}",
+                "I3: step {step} started (start {}) after it had passed at {at}",
                 begun.began
             ));
         }
@@ -70,7 +70,7 @@ pub(super) fn are_recorded_before_they_begin(story: &RunHistory<'_>, say: &mut R
         {
             let (step, at) = (begun.step, found.revision);
             say(format!(
-                "I3: step {step} had begun when {} had passed, at {at}",
+                "I3: step {step} had started when {} passed, at {at}",
                 passed(&found.record)
             ));
         }
@@ -79,7 +79,7 @@ pub(super) fn are_recorded_before_they_begin(story: &RunHistory<'_>, say: &mut R
         let attempts = recorded.get(&step).map_or(0, BTreeSet::len);
         if times > attempts {
             say(format!(
-                "I3: step {step} began {times} times, and is recorded as begun {attempts}"
+                "I3: step {step} started {times} times, but is recorded with attempt {attempts}"
             ));
         }
     }
@@ -93,7 +93,7 @@ pub(super) fn never_overlap(story: &RunHistory<'_>, say: &mut ReportLine<'_>) {
             let is_same_engine = one.engine == other.engine;
             if is_same_engine && one.began < end(other.ended) && other.began < end(one.ended) {
                 say(format!(
-                    "O: steps {} and {} ran beside each other (begins {} and {})",
+                    "O: steps {} and {} ran at the same time (starts {} and {})",
                     one.step, other.step, one.began, other.began
                 ));
             }

@@ -185,7 +185,7 @@ fn a_missing_or_unfinished_run_is_reported() {
     Made::new().is_broken("I1: it was published");
     let mut made = taken_over();
     made.facts.changes.retain(|change| change.revision < 22);
-    made.is_broken("I1: it has no end");
+    made.is_broken("I1: it has not ended");
 }
 
 #[test]
@@ -203,12 +203,12 @@ fn a_second_ending_is_reported() {
 fn a_missing_or_contradicting_ending_event_is_reported() {
     let mut made = taken_over();
     let ending: Event = made.facts.told.pop().unwrap();
-    made.is_broken("I1: its end was never told");
+    made.is_broken("I1: its ending event was never published");
     made.facts.told.push(ending.clone());
     made.facts.told.push(ending.clone());
     made.holds();
     made.facts.told.push(Event { seq: Some(9), ..ending });
-    made.is_broken("I1: its end was recorded as");
+    made.is_broken("I1: its ending was recorded as");
 }
 
 #[test]
@@ -259,15 +259,15 @@ fn a_status_that_goes_backwards_is_reported() {
 fn a_passed_step_that_runs_again_is_reported() {
     let mut made = taken_over();
     made.ran(0, 21);
-    made.is_broken("I3: step 0 began (begin 7) after it had passed at 12");
-    made.is_broken("I3: step 0 began 2 times, and is recorded as begun 1");
+    made.is_broken("I3: step 0 started (start 7) after it had passed at 12");
+    made.is_broken("I3: step 0 started 2 times, but is recorded with attempt 1");
 }
 
 #[test]
 fn a_step_that_starts_after_the_ending_is_reported() {
     let mut made = taken_over();
     made.ran(1, 22);
-    made.is_broken("I3: step 1 began after the run had ended at 22");
+    made.is_broken("I3: step 1 started after the run had ended at 22");
 }
 
 #[test]
@@ -278,7 +278,7 @@ fn a_step_end_event_that_differs_from_the_record_is_reported() {
         "stderr-bytes": 0,
     });
     made.tell(event(FIRST, 1, "StepCompleted", &completed));
-    made.is_broken("I5: step 0 is told to have written (3, 0), not (0, 0)");
+    made.is_broken("I5: the event of step 0 counts (3, 0) bytes, and the record (0, 0)");
 }
 
 #[test]
@@ -288,20 +288,20 @@ fn a_missing_step_is_reported() {
             record.steps.clear();
         }
     });
-    forgets.is_broken("I3: 1 steps had passed, and 0 at 21");
+    forgets.is_broken("I3: 1 steps had passed, but only 0 at 21");
 }
 
 #[test]
 fn a_step_that_starts_before_its_predecessor_passed_is_reported() {
     let mut made = taken_over();
     made.ran(1, 11);
-    made.is_broken("I3: step 1 had begun when 0 had passed");
+    made.is_broken("I3: step 1 had started when 0 passed");
     let early = taken_over().with(|revision, record| {
         if revision == 13 {
             record.steps[0].status = StepStatus::Started;
         }
     });
-    early.is_broken("I3: at 13 a step stands as begun");
+    early.is_broken("I3: at 13 a step is recorded as started");
 }
 
 #[test]
@@ -333,35 +333,35 @@ fn an_ignored_stop_is_reported() {
 fn a_gap_in_the_events_is_reported() {
     let mut made = taken_over();
     made.facts.told.remove(2);
-    made.is_broken("I5: of epoch 20, which ended with event 3, [1] were not told");
+    made.is_broken("I5: epoch 20 ended with event 3, and events [1] are missing");
 }
 
 #[test]
 fn an_event_after_the_ending_is_reported() {
     let mut made = taken_over();
     made.tell(event(SECOND, 4, "PipelineRunning", &json!({})));
-    made.is_broken("I5: of epoch 20 event 4 was told, after the end");
+    made.is_broken("I5: epoch 20 has event 4 after its ending event");
     let mut made = taken_over();
     made.tell(event(30, 0, "PipelineRunning", &json!({})));
-    made.is_broken("I5: it ended in epoch 20, and events of");
+    made.is_broken("I5: it ended in epoch 20, but there are events of");
 }
 
 #[test]
 fn a_repeated_event_with_different_content_is_reported() {
     let mut made = taken_over();
     made.tell(event(SECOND, 1, "PipelineStopping", &json!({})));
-    made.is_broken("I5: event 1 of epoch 20 was told as");
+    made.is_broken("I5: event 1 of epoch 20 was published as");
 }
 
 #[test]
 fn missing_output_bytes_are_reported() {
     let mut made = taken_over();
     made.facts.told[3].message = "did 0".into();
-    made.is_broken("I5: step 1 wrote 8, and 6 were told");
+    made.is_broken("I5: step 1 wrote 8 bytes, but 6 were published");
     let mut made = taken_over();
     made.facts.told.remove(3);
     made.log(SECOND, 2, "1", 3, "did 0 1");
-    made.is_broken("I5: of step 1 what follows 0 is missing");
+    made.is_broken("I5: the output of step 1 is missing from 0 on");
 }
 
 #[test]
@@ -402,7 +402,7 @@ fn a_loss_is_reported_if_workers_only_drain() {
 fn leftover_objects_and_worker_mishaps_are_reported() {
     let mut made = taken_over();
     made.facts.left.push("container 1 is left".into());
-    made.facts.mishaps.push("worker 1 ended by itself".into());
+    made.facts.mishaps.push("worker 1 exited on its own".into());
     made.is_broken("I4: container 1 is left");
-    made.is_broken("W: worker 1 ended by itself");
+    made.is_broken("W: worker 1 exited on its own");
 }
