@@ -320,7 +320,7 @@ mod tests {
             "/home/u/.docker/config.json",
         ];
         assert_eq!(made.auth_files, places.map(PathBuf::from));
-        assert!(!made.auth_asked_for, "a file that nobody named need not be there");
+        assert!(!made.auth_asked_for, "a default file may be missing");
     }
 
     #[test]

@@ -84,7 +84,7 @@ pub async fn changes(config: &Config, kept: &KeptCommit) -> anyhow::Result<Vec<(
 /// Why the shell could not be started.
 pub async fn shell(config: &Config, kept: &KeptCommit, words: &[String]) -> anyhow::Result<()> {
     let Some(program) = &config.engine.program else {
-        bail!("there is no podman in PATH: it is what opens the shell");
+        bail!("podman is not in PATH: it is needed to open the shell");
     };
     // Check that the image exists before handing over the terminal.
     changes(config, &KeptCommit { before: None, ..kept.clone() }).await?;

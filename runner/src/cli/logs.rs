@@ -113,7 +113,7 @@ async fn read(
     let mut display = Display::start(context)?;
     let shown = show(context, &mut display, tail, &mut plain, run).await;
     if let Ok(Read::Signal(_)) = shown {
-        let text = format!("run {run} goes on; `bob-runner stop {run}` ends it");
+        let text = format!("run {run} continues; `bob-runner stop {run}` stops it");
         display.send(plain.note(&text));
         display.end_soon().await;
         return shown;

@@ -268,6 +268,6 @@ mod tests {
         assert_eq!(ended(full(), Exit::Stopped).unwrap_err().exit, Exit::Stopped);
         assert_eq!(ended(None, Exit::Ok), Ok(Exit::Ok));
         let gone = Some(Failure::already_reported(Exit::Ok));
-        assert_eq!(ended(gone, Exit::Stopped), Ok(Exit::Stopped), "nobody is there to be told");
+        assert_eq!(ended(gone, Exit::Stopped), Ok(Exit::Stopped), "no one can receive it");
     }
 }

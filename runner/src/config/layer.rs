@@ -65,7 +65,7 @@ impl Layer {
         for setting in SETTINGS {
             let variable = setting.variable;
             if environment.is_unreadable(variable) {
-                let expected = "is no UTF-8; set it anew".to_owned();
+                let expected = "is not valid UTF-8; set it again".to_owned();
                 faults.push(Fault { at: variable.to_owned(), value: None, expected });
             }
             let empty_says_something = setting.name == "metrics.address";
@@ -186,8 +186,8 @@ fn unknown(at: String, name: &str) -> Fault {
         "is a group of settings, not a setting".to_owned()
     } else {
         match nearest(name, SETTINGS.iter().map(|setting| setting.name)) {
-            Some(meant) => format!("there is no such setting; is {meant} meant?"),
-            None => "there is no such setting; `bob-runner settings` lists them all".to_owned(),
+            Some(meant) => format!("unknown setting; did you mean {meant}?"),
+            None => "unknown setting; `bob-runner settings` lists all settings".to_owned(),
         }
     };
     Fault { at, value: None, expected }
@@ -216,7 +216,7 @@ fn misspelt(environment: &Environment) -> Vec<String> {
         .filter_map(|name| {
             let meant =
                 nearest(name, known()).filter(|meant| !environment.names().any(|n| n == *meant))?;
-            Some(format!("{name} is no setting; is {meant} meant?"))
+            Some(format!("{name} is not a setting; did you mean {meant}?"))
         })
         .collect()
 }

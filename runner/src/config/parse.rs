@@ -271,9 +271,9 @@ pub(super) fn storage_urls(text: &str) -> Parsed<StorageUrls> {
 }
 
 pub(super) fn queue_url(text: &str) -> Parsed<BrokerUrl> {
-    broker_url(text).filter(|url| url.protocol == StreamProtocol::Amqp).ok_or_else(|| {
-        "amqp://host:port or amqps://host:port, with /vhost where it is not /".into()
-    })
+    broker_url(text)
+        .filter(|url| url.protocol == StreamProtocol::Amqp)
+        .ok_or_else(|| "amqp://host:port or amqps://host:port, with /vhost unless it is /".into())
 }
 
 pub(super) fn stream_url(text: &str) -> Parsed<BrokerUrl> {

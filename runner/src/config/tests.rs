@@ -131,8 +131,8 @@ fn all_faults_are_reported_together_with_name_value_and_expectation() {
     let faults = loaded(Some(("bob-runner.toml", toml)), environment, &set).unwrap_err();
     let text = faults.to_string();
     for expected in [
-        "mods: there is no such setting; is mode meant?",
-        "queue.urls: there is no such setting; is queue.url meant?",
+        "mods: unknown setting; did you mean mode?",
+        "queue.urls: unknown setting; did you mean queue.url?",
         "worker.drain-seconds = \"-1\": expected a whole number from 0",
         "worker.disk-low: is a list",
         "BOB_MODE = \"clustered\": expected one of cluster, embedded",
@@ -145,7 +145,7 @@ fn all_faults_are_reported_together_with_name_value_and_expectation() {
         "BOB_CHECKPOINT_REGISTRY = \"registry.local/Name:tag\": expected a registry as host",
         "--set log.level = \"loud\": expected one of",
         "--set nonsense: expected NAME=VALUE",
-        "--set stream.nam: there is no such setting; is stream.name meant?",
+        "--set stream.nam: unknown setting; did you mean stream.name?",
         "--set queue.password: is a password",
     ] {
         assert!(text.contains(expected), "{expected:?} is missing in\n{text}");
@@ -240,8 +240,8 @@ fn a_variable_that_looks_like_a_misspelt_setting_is_warned_about() {
     assert_eq!(
         warnings,
         [
-            "BOB_QUEUE_PASSWORDS is no setting; is BOB_QUEUE_PASSWORD meant?",
-            "BOB_STORAGE_URL is no setting; is BOB_STORAGE_URLS meant?",
+            "BOB_QUEUE_PASSWORDS is not a setting; did you mean BOB_QUEUE_PASSWORD?",
+            "BOB_STORAGE_URL is not a setting; did you mean BOB_STORAGE_URLS?",
         ]
     );
 }

@@ -56,7 +56,7 @@ pub enum OpenError {
         cause: String,
     },
     /// The file has an unknown format or is corrupt.
-    #[error("cannot read {path}: {cause}; move it away to begin anew")]
+    #[error("cannot read {path}: {cause}; move it away to start with an empty one")]
     Unreadable {
         /// The file.
         path: String,

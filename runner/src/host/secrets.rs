@@ -51,7 +51,7 @@ fn read(path: &Path, name: &str) -> Result<Option<Secret>, SecretsError> {
     // Opening a pipe would block until its other end is open.
     match path.metadata() {
         Ok(meta) if meta.is_file() => {}
-        Ok(_) => return Err(unreadable("it is no file".to_owned())),
+        Ok(_) => return Err(unreadable("it is not a regular file".to_owned())),
         Err(cause) if cause.kind() == ErrorKind::NotFound => return Ok(None),
         Err(cause) => return Err(unreadable(cause.to_string())),
     }
@@ -192,7 +192,7 @@ mod tests {
         let from = MountedSecrets { dirs: vec![dir.path().to_owned()], ..none() };
         assert_eq!(text(&from, "most").unwrap().len(), MOST);
         let said = |name: &str| from.look(name).unwrap_err().to_string();
-        assert!(said("dir").contains("it is no file"), "{}", said("dir"));
+        assert!(said("dir").contains("it is not a regular file"), "{}", said("dir"));
         let large = said("large");
         assert!(large.contains("larger than 65536 bytes") && !large.contains("xx"), "{large}");
     }

@@ -215,7 +215,7 @@ fn an_invalid_queue_line_is_set_aside_and_reported_and_the_next_one_runs() {
     let run = place.add(&["true"]);
     let server = place.serve(&[]);
     server.passed(&run);
-    server.says("ERROR", "is no job: ");
+    server.says("ERROR", "is not a valid job: ");
     assert_eq!(place.read("ci-job-queue.refused"), "{\"command\":\"rm -rf /som\n");
     server.end();
 }

@@ -123,6 +123,6 @@ fn a_log_socket_receives_every_line_and_a_missing_one_is_reported() {
     let said = place.run(&[]).env("RUNNER_LOG_SOCKET", "nowhere.sock").output().unwrap();
     let err = String::from_utf8_lossy(&said.stderr);
     assert!(said.status.success(), "{err}");
-    assert!(err.contains("nobody listens at RUNNER_LOG_SOCKET nowhere.sock"), "{err}");
+    assert!(err.contains("no process listens at RUNNER_LOG_SOCKET nowhere.sock"), "{err}");
     assert!(place.path("logs/j.log").exists());
 }

@@ -111,10 +111,7 @@ impl Watch {
                 (spool, looked)
             });
             let Ok((back, looked)) = looking.await else {
-                return error!(
-                    "the queue file {} is not looked at any more",
-                    usual.queue.display()
-                );
+                return error!("the queue file {} is no longer read", usual.queue.display());
             };
             spool = back;
             let taken = match looked {
@@ -156,7 +153,7 @@ async fn take(
             Err(why) => {
                 let kept = spool.refuse(&line)?;
                 error!(
-                    "a line of {} is no job: {why}; it is in {}",
+                    "a line of {} is not a valid job: {why}; it was moved to {}",
                     usual.queue.display(),
                     kept.display()
                 );

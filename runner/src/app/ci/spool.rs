@@ -27,7 +27,7 @@ fn locked(queue: &Path) -> io::Result<File> {
         file.lock()?;
         let ours = file.metadata()?;
         if !ours.is_file() {
-            return Err(io::Error::other("it is no file"));
+            return Err(io::Error::other("it is not a regular file"));
         }
         match std::fs::metadata(queue) {
             Ok(now) if (now.dev(), now.ino()) == (ours.dev(), ours.ino()) => return Ok(file),
@@ -211,7 +211,10 @@ impl Spool {
 /// Rejects a file that others can write to: they could run anything as the server's user.
 fn check(file: &File) -> anyhow::Result<()> {
     let meta = file.metadata()?;
-    ensure!(meta.mode() & 0o002 == 0, "everybody on this host may write to it; `chmod o-w` it");
+    ensure!(
+        meta.mode() & 0o002 == 0,
+        "every user of this host can write to it; run `chmod o-w` on it"
+    );
     let own = rustix::process::geteuid();
     ensure!(
         meta.uid() == own.as_raw() || meta.uid() == 0,
@@ -250,7 +253,7 @@ mod tests {
         let mut after = Spool::open(&queue, "s").unwrap();
         assert_eq!(places(&after.look().unwrap()), all);
         let mut of_others = Spool::open(&queue, "t").unwrap();
-        assert!(of_others.look().unwrap().is_empty(), "it is no other store's");
+        assert!(of_others.look().unwrap().is_empty(), "it belongs to no other store");
         // The same text in the next file is another job.
         append(&queue, "one\n");
         let next = places(&of_others.look().unwrap());
@@ -274,10 +277,10 @@ mod tests {
         };
         assert_eq!(look(&mut spool), ["first"]);
         late.write_all(b"sec").unwrap();
-        assert_eq!(look(&mut spool), ["first"], "it may not be whole");
+        assert_eq!(look(&mut spool), ["first"], "it might be incomplete");
         late.write_all(b"ond").unwrap();
         assert_eq!(look(&mut spool), ["first"]);
-        assert_eq!(look(&mut spool), ["first", "second"], "nobody goes on with it");
+        assert_eq!(look(&mut spool), ["first", "second"], "no writer continues it");
         look(&mut spool);
         look(&mut spool);
         let names = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name());

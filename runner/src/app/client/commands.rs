@@ -255,7 +255,7 @@ mod tests {
     fn decoded(start: &StartRequest) -> protocol::command::Start {
         let message = start.message().unwrap();
         let read = decode(message.kind.as_deref(), message.id.as_deref(), &message.body);
-        let Command::Start(start) = read.unwrap() else { panic!("this is no start") };
+        let Command::Start(start) = read.unwrap() else { panic!("this is not a start") };
         *start
     }
 

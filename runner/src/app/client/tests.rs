@@ -289,7 +289,7 @@ async fn an_entry_that_cannot_be_read_hides_no_other() {
     let used = PipelineId::new("dev", "z").unwrap();
     client.apply_pipeline(&used, &Pipeline::new("dev", "z")).await.unwrap();
     let refused = client.delete_pipeline(&used).await.unwrap_err();
-    assert!(matches!(refused, Error::InUse { .. }), "its run may go on: {refused}");
+    assert!(matches!(refused, Error::InUse { .. }), "its run can be resumed: {refused}");
 }
 
 #[tokio::test]

@@ -57,7 +57,8 @@ async fn ask(url: &str) -> EngineReport {
         Err(cause) => Err(cause),
     };
     let info = answer.and_then(|body| {
-        serde_json::from_slice::<Value>(&body).map_err(|cause| format!("it is no podman ({cause})"))
+        serde_json::from_slice::<Value>(&body)
+            .map_err(|cause| format!("it is not podman ({cause})"))
     });
     match info {
         Ok(info) => {
@@ -84,7 +85,7 @@ fn rootless(info: &Value) -> Check {
         Some(true) => Check::ok("rootless", "the engine runs as an ordinary user"),
         Some(false) => Check::warn(
             "rootless",
-            "the engine runs as root: whoever may submit pipelines may become root here",
+            "the engine runs as root: everyone who can submit pipelines can become root here",
             "point CONTAINER_ENGINE_URL at the socket of an ordinary user's podman",
         ),
         None => Check::warn(
@@ -154,7 +155,7 @@ fn limits(info: &Value) -> Check {
         Some(why) => Check::warn(
             "cgroups",
             format!("{version}: {why}; pipelines with `quotas.limits` are refused"),
-            "with systemd: Delegate=cpu cpuset io memory pids in user@.service.d, then log in anew",
+            "with systemd: Delegate=cpu cpuset io memory pids in user@.service.d, then log in again",
         ),
     }
 }

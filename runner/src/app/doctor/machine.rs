@@ -12,7 +12,7 @@ pub(super) fn rootless(engine: &config::Engine) -> Vec<Check> {
         Some(path) => Check::ok("podman", format!("{} is there", path.display())),
         None => Check::fail(
             "podman",
-            "there is no podman on the path",
+            "podman is not in PATH",
             "install it: `apt install podman uidmap slirp4netns`",
         ),
     }];
@@ -26,11 +26,9 @@ pub(super) fn rootless(engine: &config::Engine) -> Vec<Check> {
     }
     checks.push(match &engine.uid_mapper {
         Some(path) => Check::ok("newuidmap", format!("{} is there", path.display())),
-        None => Check::fail(
-            "newuidmap",
-            "there is no newuidmap on the path",
-            "install it: `apt install uidmap`",
-        ),
+        None => {
+            Check::fail("newuidmap", "newuidmap is not in PATH", "install it: `apt install uidmap`")
+        }
     });
     let user = user_name();
     for file in ["/etc/subuid", "/etc/subgid"] {

@@ -295,6 +295,6 @@ mod tests {
         line.is_stuck.notified().await;
         drop(input);
         line.feed(Duration::from_secs(1));
-        assert!(line.end().pipe.is_none(), "nobody hears any more");
+        assert!(line.end().pipe.is_none(), "no one is listening");
     }
 }

@@ -144,7 +144,7 @@ mod tests {
         assert_eq!(
             watch.due(at(100_000)),
             NextAction::Listen(None),
-            "nobody starts anything meanwhile"
+            "nothing is started meanwhile"
         );
     }
 
@@ -173,7 +173,7 @@ mod tests {
         watch.on_listing(over - at(1), &made());
         assert_eq!(watch.due(over - at(1)), NextAction::Kill);
         watch.on_listing(over, &made());
-        assert_eq!(watch.due(over), NextAction::Listen(None), "nobody can start it any longer");
+        assert_eq!(watch.due(over), NextAction::Listen(None), "it can no longer be started");
     }
 
     #[test]

@@ -211,7 +211,7 @@ impl Files {
         if let Some(socket) = &mut self.socket
             && let Err(cause) = socket.write_all(bytes)
         {
-            output::message(&format!("nobody takes the log from its socket any more: {cause}"));
+            output::message(&format!("the log socket no longer accepts data: {cause}"));
             self.socket = None;
         }
     }
@@ -254,7 +254,7 @@ fn listener(path: &Path) -> Option<UnixStream> {
     connected
         .inspect_err(|cause| {
             output::message(&format!(
-                "nobody listens at RUNNER_LOG_SOCKET {}: {cause}; the log goes to its file alone",
+                "no process listens at RUNNER_LOG_SOCKET {}: {cause}; the log only goes to its file",
                 path.display()
             ));
         })

@@ -216,7 +216,7 @@ impl Address {
         let vhost = match percent_encoding::percent_decode_str(name).decode_utf8() {
             Ok(name) if name.is_empty() => "/".to_owned(),
             Ok(name) => name.into_owned(),
-            Err(_not_text) => return Err(bad("names a virtual host that is no text")),
+            Err(_not_text) => return Err(bad("names a virtual host that is not valid UTF-8")),
         };
         let port = parsed.port().unwrap_or(if tls { 5671 } else { 5672 });
         Ok(Self { tls, host, port, vhost })

@@ -85,8 +85,10 @@ async fn read(stream: &mut EventStream, run: &RunId, count: usize) -> Vec<(u64, 
     let mut found: Vec<(u64, Event)> = Vec::new();
     let mut last = None;
     while found.len() < count {
-        let published: Published =
-            soon("the next event", stream.next()).await.expect("it goes on").expect("an event");
+        let published: Published = soon("the next event", stream.next())
+            .await
+            .expect("the stream continues")
+            .expect("an event");
         assert!(last < Some(published.offset), "offsets grow");
         last = Some(published.offset);
         if let Some(event) = published.event().filter(|event| event.run_id.as_ref() == Some(run)) {

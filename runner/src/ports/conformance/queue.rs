@@ -145,7 +145,7 @@ async fn a_route_leads_to_its_queue(subject: &QueueSubject) {
     let refusal = subject.queue.publish(Route::Node(nobody.clone()), subject.message("lost")).await;
     match refusal {
         Err(QueueError::Unroutable { route }) => assert_eq!(route, names::node_queue(&nobody)),
-        other => panic!("nobody is there to take it: {other:?}"),
+        other => panic!("it must be unroutable: {other:?}"),
     }
 
     let letter = subject.publish(Route::DeadLetter, "letter").await;
@@ -241,7 +241,7 @@ async fn too_many_returns_end_in_a_dead_letter(subject: &QueueSubject) {
     let letters = dead_letters(subject, 1).await;
     same(&letters[0], &sent);
     let reason = letters[0].headers.get("x-first-death-reason").map(String::as_str);
-    assert_eq!(reason, Some("delivery_limit"), "why it is dead is told");
+    assert_eq!(reason, Some("delivery_limit"), "the reason for its death must be given");
     jobs.close().await;
 }
 
@@ -295,7 +295,7 @@ async fn a_dropped_subscription_gives_everything_back(subject: &QueueSubject) {
     assert!(delivery.redelivered, "it came before");
     match soon("an answer", out.settle(Disposition::Ack)).await {
         Err(QueueError::DeliveryLost) => {}
-        other => panic!("it is somebody else's now: {other:?}"),
+        other => panic!("it must belong to another consumer: {other:?}"),
     }
     settle(delivery, Disposition::Ack).await;
     control.close().await;

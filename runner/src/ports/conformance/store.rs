@@ -89,7 +89,7 @@ impl StoreSubject {
 }
 
 async fn next(changes: &mut Changes) -> Change {
-    soon("the next change", changes.next()).await.expect("a watch goes on").expect("a change")
+    soon("the next change", changes.next()).await.expect("a watch continues").expect("a change")
 }
 
 /// Asserts that the next change deletes this key. Returns the revision.
@@ -140,7 +140,7 @@ async fn revisions_tell_what_changed_when(subject: &StoreSubject) {
     let listing = subject.store.list(&subject.key("rev/")).await.unwrap();
     assert!(listing.revision >= fourth.revision, "a listing has the revision it was read at");
     let nothing = subject.made(Txn::new().delete(subject.key("rev/none"))).await;
-    assert!(nothing.revision >= fourth.revision, "to remove what is absent is no fault");
+    assert!(nothing.revision >= fourth.revision, "removing an absent key is not an error");
 }
 
 async fn demands_are_met_or_nothing_changes(subject: &StoreSubject) {
@@ -357,7 +357,7 @@ async fn a_watch_misses_nothing(subject: &StoreSubject) {
         }
     }
     assert_eq!(gone(&mut changes, &a).await, removed.revision);
-    never("a change that nobody made", changes.next()).await;
+    never("an unexpected change", changes.next()).await;
 
     let mut late = subject.store.watch(&a, removed.revision).await.unwrap();
     assert_eq!(gone(&mut late, &a).await, removed.revision, "the first revision is seen too");

@@ -58,7 +58,7 @@ fn discarded_events_count_as_done_and_are_not_sent() {
     push(&mut buffer, "lost", 5, 10);
     buffer.take(1, 100, 1 << 20);
     buffer.discard(&run("lost"), Epoch(4));
-    assert_eq!(buffer.done(), 1, "the first is on its way, but nobody waits for it");
+    assert_eq!(buffer.done(), 1, "the first is in flight, but has no waiter");
     assert_eq!(tickets(&buffer.take(9, 100, 1 << 20)), [2, 4, 5]);
     buffer.nothing_is_sent();
     assert_eq!(tickets(&buffer.take(9, 100, 1 << 20)), [2, 4, 5], "nor is it sent again");

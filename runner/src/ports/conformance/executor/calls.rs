@@ -71,7 +71,7 @@ pub(super) async fn nothing_is_sent_by_a_step_that_may_not_start(subject: &CallS
     let lost = Gate::new(async { true }, || false);
     for gate in [Gate::new(async { false }, || true), lost] {
         let ran = soon("an answer", start(gate)).await;
-        assert!(matches!(ran, Err(ExecError::NotStarted)), "its owner may not start it: {ran:?}");
+        assert!(matches!(ran, Err(ExecError::NotStarted)), "its owner must not start it: {ran:?}");
     }
     run.stop.raise(StopLevel::Stop { grace: Duration::from_secs(600) });
     let ran = soon("an answer", start(Gate::new(futures::future::pending(), || true))).await;
@@ -152,7 +152,7 @@ pub(super) async fn what_a_call_cannot_do_is_refused_before_anything_is_sent(
     step.with.insert("no_such_key".into(), Value::Bool(true));
     match run.step(&base, &step).await {
         Err(ExecError::Unsupported(why)) => assert!(why.contains("no_such_key"), "{why}"),
-        other => panic!("nobody knows that key: {other:?}"),
+        other => panic!("the key must be rejected: {other:?}"),
     }
     assert_eq!((subject.seen)().len(), before, "nothing was sent");
     run.destroy().await;

@@ -14,7 +14,7 @@ use crate::ports::{ExecError, Gate, Script, Secret, StepSecret, StepSecrets, Ste
 pub(super) async fn the_engine_has_one_name(subject: &ExecutorSubject) {
     let here = soon("an answer", subject.executor.info()).await.expect("the engine answers");
     let there = soon("an answer", subject.other.info()).await.expect("the engine answers");
-    assert_eq!(here, there, "an engine is the same whoever asks");
+    assert_eq!(here, there, "an engine has the same id for every client");
     assert!(!here.id.is_empty() && !here.executor.is_empty(), "{here:?}");
 }
 
@@ -75,7 +75,7 @@ pub(super) async fn nothing_starts_for_an_owner_that_may_not(subject: &ExecutorS
     let ran = subject.executor.run_step(&run.scope, &base, &step, gate, out, &run.stop);
     match soon("an answer", ran).await {
         Err(ExecError::NotStarted) => {}
-        other => panic!("its owner may not start it: {other:?}"),
+        other => panic!("its owner must not start it: {other:?}"),
     }
     assert_eq!(kept.text(LogStream::Stdout), "");
     run.destroy().await;
@@ -231,6 +231,6 @@ pub(super) async fn a_dropped_wait_stops_nothing(subject: &ExecutorSubject) {
         }
     };
     soon("a start", begun).await;
-    assert!(run.is_left().await, "what runs is left, whoever looks");
+    assert!(run.is_left().await, "a running step is a leftover for every client");
     run.destroy().await;
 }

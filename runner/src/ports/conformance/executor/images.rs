@@ -16,7 +16,7 @@ pub(super) async fn an_image_that_nobody_has_is_named(subject: &ExecutorSubject)
     run.scope.image.clone_from(&subject.missing);
     match soon("an answer", subject.executor.prepare(&run.scope, &run.stop)).await {
         Err(ExecError::Image { image, .. }) => assert_eq!(image, subject.missing),
-        other => panic!("an image that nobody has cannot be had: {other:?}"),
+        other => panic!("a missing image must be an error: {other:?}"),
     }
 }
 
@@ -81,12 +81,12 @@ pub(super) async fn an_owner_of_before_does_no_harm(subject: &ExecutorSubject) {
         adopted.expect("it finds nothing that is its own");
         match before.step(&base, &step).await {
             Err(ExecError::NotStarted) => {}
-            other => panic!("a later owner has begun this step: {other:?}"),
+            other => panic!("a later owner has started this step: {other:?}"),
         }
         run.stop.raise(StopLevel::Stop { grace: Duration::from_secs(600) });
     };
     let (ran, ()) = soon("the end of a step", async { tokio::join!(running, harming) }).await;
-    assert_eq!(ran.expect("nobody touched it").exit.code, 143);
+    assert_eq!(ran.expect("it was not disturbed").exit.code, 143);
     run.destroy().await;
 }
 
