@@ -109,6 +109,12 @@ pub trait Events: Send + Sync {
     /// Waits until every event up to this ticket is confirmed by the broker or was discarded.
     async fn confirmed(&self, ticket: Ticket) -> Result<(), EventsError>;
 
+    /// Returns true if the event with this ticket was discarded because its copy on disk cannot be
+    /// read. It can be emitted again.
+    fn is_unreadable(&self, _ticket: Ticket) -> bool {
+        false
+    }
+
     /// Returns why no event can be published at present, if known. Emitted events wait.
     fn problem(&self) -> Option<String> {
         None

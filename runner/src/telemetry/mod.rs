@@ -5,13 +5,16 @@ mod ci;
 mod escaped;
 mod lines;
 
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::fs::File;
 use std::io::{self, IsTerminal as _};
 use std::os::fd::AsFd;
+use std::panic::PanicHookInfo;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use tracing::warn;
+use tracing::field::display;
+use tracing::{error, warn};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
@@ -104,7 +107,34 @@ pub fn begin(options: Options<'_>) -> Result<(), TryInitError> {
         Form::Text => text(options.level, colour, writer).try_init(),
         Form::Json => json(options.level, writer).try_init(),
         Form::Ci => ci(options.level, writer).try_init(),
-    }
+    }?;
+    log_panics();
+    Ok(())
+}
+
+/// Logs panics like other errors. The default hook writes to standard error and blocks if nobody
+/// reads it, while the panicking thread holds locks.
+fn log_panics() {
+    let default = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if !tracing::enabled!(tracing::Level::ERROR) {
+            return default(panic);
+        }
+        let backtrace = Backtrace::capture();
+        let backtrace = (backtrace.status() == BacktraceStatus::Captured).then_some(backtrace);
+        error!(backtrace = backtrace.map(display), "{}", describe_panic(panic));
+        flush();
+    }));
+}
+
+fn describe_panic(panic: &PanicHookInfo<'_>) -> String {
+    let payload = panic.payload();
+    let message = payload.downcast_ref::<&str>().copied();
+    let message = message.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+    let at = panic.location().map(|at| format!(" at {at}")).unwrap_or_default();
+    let thread = std::thread::current();
+    let thread = thread.name().unwrap_or("unnamed");
+    format!("thread {thread} panicked{at}: {}", message.unwrap_or("no message"))
 }
 
 /// Returns a writer that never blocks, or `blocking` if its thread cannot be started.
@@ -221,6 +251,30 @@ mod tests {
             tracing::debug!("a detail");
             tracing::debug!(target: "config", "noise of a library");
         });
+    }
+
+    /// Runs this test again in a process of its own, because a panic hook is global.
+    #[test]
+    fn a_panic_is_one_line_of_the_log() {
+        const CHILD: &str = "BOB_TEST_PANICS";
+        if std::env::var_os(CHILD).is_some() {
+            begin(Options { level: "info", form: Some(Form::Json), colour: false }).unwrap();
+            panic!("a test of panics");
+        }
+        let child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "telemetry::tests::a_panic_is_one_line_of_the_log", "--nocapture"])
+            .env(CHILD, "1")
+            .env_remove("RUST_BACKTRACE")
+            .output()
+            .unwrap();
+        let stderr = String::from_utf8_lossy(&child.stderr);
+        let lines: Vec<&str> = stderr.lines().filter(|line| line.contains("panic")).collect();
+        let [line] = lines[..] else { panic!("{stderr}") };
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        let message = line["message"].as_str().unwrap();
+        assert!(message.contains("panicked at runner/src/telemetry/mod.rs"), "{message}");
+        assert!(message.ends_with(": a test of panics"), "{message}");
+        assert_eq!(line.get("backtrace"), None);
     }
 
     #[test]

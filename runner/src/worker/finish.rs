@@ -168,7 +168,7 @@ impl Drive {
             self.shared.tasks.spawn(async move { remove(&*executor, &run, kept).await })
         };
         let is_published = match ticket {
-            Some(ticket) => self.is_published(ticket).await?,
+            Some(ticket) => self.is_ending_published(ticket).await?,
             None if self.held.lost.is_cancelled() => return Err(WriteError::Lost),
             None => false,
         };
@@ -279,6 +279,20 @@ impl Drive {
         }
         self.slot = None;
         self.confirmed_or_leaving(ticket).await
+    }
+
+    /// Like [`Self::is_published`], for the ending event. Emits it again as long as its copy on disk
+    /// cannot be read: readers must learn that the run has ended.
+    async fn is_ending_published(&mut self, mut ticket: Ticket) -> Result<bool, WriteError> {
+        loop {
+            let is_published = self.is_published(ticket).await?;
+            if !self.shared.ports.events.is_unreadable(ticket) {
+                return Ok(is_published);
+            }
+            let Some(event) = self.run.record().ending_event.clone() else { return Ok(false) };
+            let Some(again) = self.emitter.emit_recorded(*event).await else { return Ok(false) };
+            ticket = again;
+        }
     }
 
     /// Returns whether the stream confirms an event within this time and before the worker ends.

@@ -217,6 +217,10 @@ impl Events for AmqpEvents {
         self.0.shared.done(ticket.0).await
     }
 
+    fn is_unreadable(&self, ticket: Ticket) -> bool {
+        self.0.shared.is_unreadable(ticket.0)
+    }
+
     fn problem(&self) -> Option<String> {
         self.0.health.problem()
     }

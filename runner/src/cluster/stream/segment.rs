@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::ops::RangeInclusive;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -27,6 +28,8 @@ pub(super) struct Segment {
     read: u64,
     /// The oldest unread ticket.
     oldest: Option<u64>,
+    /// The newest ticket.
+    newest: u64,
     /// The number of unread events by run.
     unread: BTreeMap<Option<RunId>, u64>,
 }
@@ -35,7 +38,15 @@ impl Segment {
     pub(super) fn create(dir: &Path, number: u64) -> io::Result<Self> {
         let path = dir.join(format!("{number:08}.{SEGMENT}"));
         let file = private_file(&path)?;
-        Ok(Self { path, file, written: 0, read: 0, oldest: None, unread: BTreeMap::new() })
+        Ok(Self {
+            path,
+            file,
+            written: 0,
+            read: 0,
+            oldest: None,
+            newest: 0,
+            unread: BTreeMap::new(),
+        })
     }
 
     pub(super) fn written(&self) -> u64 {
@@ -60,6 +71,7 @@ impl Segment {
         self.file.write_all_at(&bytes, self.written)?;
         self.written += bytes.len() as u64;
         self.oldest = self.oldest.or_else(|| batch.first().map(|waiting| waiting.ticket));
+        self.newest = batch.last().map_or(self.newest, |waiting| waiting.ticket);
         for waiting in batch {
             *self.unread.entry(waiting.run.clone()).or_default() += 1;
         }
@@ -111,7 +123,8 @@ impl Segment {
         let path = fs::rename(&self.path, &path).map_or(self.path, |()| path);
         let mut lost = self.unread;
         lost.retain(|_, count| *count > 0);
-        UnreadableSegment { path, lost, bytes }
+        let tickets = self.oldest.map(|oldest| oldest..=self.newest);
+        UnreadableSegment { path, lost, bytes, tickets }
     }
 
     pub(super) fn remove(self) {
@@ -140,6 +153,8 @@ pub(super) struct UnreadableSegment {
     pub(super) lost: BTreeMap<Option<RunId>, u64>,
     /// Their size in the file.
     pub(super) bytes: u64,
+    /// Their tickets.
+    pub(super) tickets: Option<RangeInclusive<u64>>,
 }
 
 /// Creates a file that only this user can access.

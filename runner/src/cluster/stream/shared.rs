@@ -111,6 +111,11 @@ impl Shared {
         }
     }
 
+    /// Returns true if the event with this ticket cannot be read from disk.
+    pub(super) fn is_unreadable(&self, ticket: u64) -> bool {
+        self.lock().buffer.is_unreadable(ticket)
+    }
+
     /// Modifies the buffer and notifies everyone affected.
     pub(super) fn change<T>(&self, work: impl FnOnce(&mut Buffer) -> T) -> T {
         let mut state = self.lock();

@@ -5,6 +5,7 @@
 //! `front` is full.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::RangeInclusive;
 
 use bytes::Bytes;
 use indexmap::IndexMap;
@@ -68,6 +69,8 @@ pub(super) struct Refill {
     pub(super) oldest: Option<u64>,
     /// The number of events that cannot be read.
     pub(super) lost: u64,
+    /// Their tickets.
+    pub(super) unreadable: Option<RangeInclusive<u64>>,
 }
 
 /// Where the unconfirmed events are.
@@ -100,6 +103,8 @@ pub(super) struct Buffer {
     last: u64,
     /// The lost runs, each with the last epoch to discard.
     lost: IndexMap<RunId, Epoch>,
+    /// The tickets of events that cannot be read from disk, one range for each segment.
+    unreadable: Vec<RangeInclusive<u64>>,
 }
 
 impl Buffer {
@@ -141,6 +146,11 @@ impl Buffer {
             .or(self.in_hands)
             .or_else(|| self.tail.front().map(|waiting| waiting.ticket));
         oldest.map_or(self.last, |oldest| oldest - 1)
+    }
+
+    /// Returns true if the event with this ticket cannot be read from disk.
+    pub(super) fn is_unreadable(&self, ticket: u64) -> bool {
+        self.unreadable.iter().any(|tickets| tickets.contains(&ticket))
     }
 
     /// Returns the next events to publish and marks them as sent. Limits the number and size of
@@ -275,7 +285,8 @@ impl Buffer {
 
     /// Adds events read from disk.
     pub(super) fn refill(&mut self, refill: Refill) {
-        let Refill { read, oldest, lost } = refill;
+        let Refill { read, oldest, lost, unreadable } = refill;
+        self.unreadable.extend(unreadable);
         self.unread = self.unread.saturating_sub(read.len() as u64 + lost);
         for waiting in read {
             if !self.is_lost(&waiting) {

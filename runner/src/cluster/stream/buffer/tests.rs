@@ -91,7 +91,7 @@ fn events_beyond_the_memory_limit_go_to_disk_and_return_in_order() {
         if buffer.wants_refill() {
             let read: Vec<Waiting> = disk.drain(..disk.len().min(5)).collect();
             let oldest = disk.front().map(|waiting| waiting.ticket);
-            buffer.refill(Refill { read, oldest, lost: 0 });
+            buffer.refill(Refill { read, oldest, lost: 0, unreadable: None });
             buffer.advance();
         }
     }
@@ -144,7 +144,11 @@ fn unconfirmed_events_are_counted_in_memory_and_on_disk() {
     }
     let read = batch[..1].to_vec();
     let oldest = batch.get(2).map(|waiting| waiting.ticket);
-    buffer.refill(Refill { read, oldest, lost: 1 });
+    let unreadable = batch[1].ticket;
+    let refill = Refill { read, oldest, lost: 1, unreadable: Some(unreadable..=unreadable) };
+    buffer.refill(refill);
+    assert!(buffer.is_unreadable(unreadable));
+    assert!(!buffer.is_unreadable(unreadable - 1) && !buffer.is_unreadable(unreadable + 1));
     let waits = last - in_front as u64 - 1;
     assert_eq!(total(&buffer), (spilled - 1, waits + 1 - spilled), "one cannot be read");
 }

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, DirBuilder, File};
 use std::io;
+use std::ops::RangeInclusive;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -192,7 +193,7 @@ impl Spill {
         match self.take(about) {
             Ok((read, oldest)) => {
                 self.failures = 0;
-                Ok(Refill { read, oldest, lost: 0 })
+                Ok(Refill { read, oldest, lost: 0, unreadable: None })
             }
             Err(cause) => {
                 self.failures += 1;
@@ -200,17 +201,21 @@ impl Spill {
                     return Err(cause);
                 }
                 self.failures = 0;
-                let lost = self.set_aside(&cause).values().sum();
-                Ok(Refill { read: Vec::new(), oldest: self.oldest(), lost })
+                let (lost, unreadable) = self.set_aside(&cause);
+                let lost = lost.values().sum();
+                Ok(Refill { read: Vec::new(), oldest: self.oldest(), lost, unreadable })
             }
         }
     }
 
     /// Sets the oldest segment aside, because it cannot be read. Returns the number of lost events
     /// by run.
-    fn set_aside(&mut self, cause: &io::Error) -> BTreeMap<Option<RunId>, u64> {
-        let Some(segment) = self.segments.pop_front() else { return BTreeMap::new() };
-        let UnreadableSegment { path, lost, bytes } = segment.set_aside();
+    fn set_aside(
+        &mut self,
+        cause: &io::Error,
+    ) -> (BTreeMap<Option<RunId>, u64>, Option<RangeInclusive<u64>>) {
+        let Some(segment) = self.segments.pop_front() else { return (BTreeMap::new(), None) };
+        let UnreadableSegment { path, lost, bytes, tickets } = segment.set_aside();
         self.has_aside = true;
         self.bytes -= bytes;
         self.events -= lost.values().sum::<u64>();
@@ -221,7 +226,7 @@ impl Spill {
                 "{events} events of {of} are lost: they cannot be read from disk"
             );
         }
-        lost
+        (lost, tickets)
     }
 
     /// Removes the segments whose events are all confirmed up to this ticket.
@@ -240,7 +245,7 @@ impl Spill {
         while self.segments.front().is_some_and(Segment::is_partly_read) {
             match self.take(usize::MAX) {
                 Ok((read, _)) => front.extend(read),
-                Err(cause) => add(&mut unreadable, self.set_aside(&cause)),
+                Err(cause) => add(&mut unreadable, self.set_aside(&cause).0),
             }
         }
         let is_lost =

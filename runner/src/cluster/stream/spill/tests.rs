@@ -147,6 +147,7 @@ fn a_segment_that_stays_unreadable_is_set_aside_with_the_count_of_its_events() {
     }
     let aside = spill.refill(1).unwrap();
     assert_eq!((aside.read.len(), aside.oldest, aside.lost), (0, Some(3), 1));
+    assert_eq!(aside.unreadable, Some(2..=2));
     assert_eq!(spill.refill(1).unwrap().read, all[2..3]);
     let kept = spill.keep(leftover(&all[2..3], &[])).unwrap();
     assert_eq!((kept.events, kept.dropped.len()), (4, 0));
