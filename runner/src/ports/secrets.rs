@@ -118,6 +118,12 @@ pub enum Destination {
     },
 }
 
+impl From<Option<(String, u16)>> for Destination {
+    fn from(host: Option<(String, u16)>) -> Self {
+        host.map_or(Self::Anywhere, |(host, port)| Self::Host { host, port })
+    }
+}
+
 /// Why a secret is not available.
 #[derive(Debug, Error)]
 pub enum SecretsError {

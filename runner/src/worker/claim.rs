@@ -12,8 +12,8 @@ use serde::Deserialize;
 
 use super::Shared;
 use super::lease::HeldLease;
-use super::ledger::owner_value;
 use super::look::{Look, logger_url, pipeline_id};
+use super::records::owner_value;
 use super::retry::Retry;
 use super::verdict::{NotNow, Refusal, Verdict, is_trusted, judge};
 use crate::ports::{Claim, Entry, Expect, StoreError, Txn};

@@ -8,10 +8,10 @@ use tracing::warn;
 
 use super::Shared;
 use super::claim::{adopted, not_restored, read_record};
-use super::launch::release;
 use super::lease::HeldLease;
-use super::ledger::{SMALL_RECORD, fitting, owner_value};
 use super::look::logger_url;
+use super::records::{SMALL_RECORD, fitting, owner_value};
+use super::release::release;
 use super::retry::Retry;
 use crate::ports::{Claim, Entry, Expect, StoreError, Txn, TxnReply};
 use crate::rules::run::PreviousOwner;

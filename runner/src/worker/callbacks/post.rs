@@ -13,7 +13,6 @@ use crate::rules::callback::{GIVEN_UP_AFTER, Notification, is_taken, pause};
 use crate::rules::destination;
 use crate::rules::outbox::Outcome;
 use crate::worker::Shared;
-use crate::worker::secrets::to_host;
 
 /// How long an entry is reserved for the worker that posts it.
 const TELLING: Duration = Duration::from_secs(60);
@@ -166,7 +165,7 @@ async fn secret(shared: &Shared, news: &Notification) -> Result<Option<String>, 
         Some(Token::Named { name }) => name,
     };
     let (group, pipeline) = news.pipeline.clone();
-    let to = to_host(destination::of_url(&news.url));
+    let to = destination::of_url(&news.url).into();
     let purpose = Purpose { group, pipeline, trusted: news.trusted, to };
     let secret = shared.ports.secrets.get(name, &purpose).await;
     let secret = secret.map_err(|cause| cause.to_string())?;

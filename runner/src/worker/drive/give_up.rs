@@ -1,16 +1,16 @@
 //! Releases a run that this worker cannot drive any further.
 
-use std::time::Duration;
-
+use futures::StreamExt as _;
 use protocol::run::Cause;
-use tracing::{debug, error, warn};
+use tracing::{error, warn};
 
-use super::drive::Drive;
-use super::launch::release;
+use super::Drive;
 use super::ledger::WriteError;
-use super::watchdog::waits;
-use super::{Lost, Shared};
-use crate::ports::{RunScope, STARTS_WITHIN};
+use super::operation::Completion;
+use crate::ports::{StopLevel, Workspace};
+use crate::worker::Lost;
+use crate::worker::release::{prove_ended, release};
+use crate::worker::watchdog::waits;
 
 /// Why a drive ends before its run.
 pub(super) enum DriveError {
@@ -25,37 +25,30 @@ impl From<WriteError> for DriveError {
     }
 }
 
-/// The delay between attempts to verify that a run's steps have ended.
-const AGAIN: Duration = Duration::from_secs(1);
-
-/// Returns once the executor has proven that no step of the run is running here and none can start, or
-/// after [`STARTS_WITHIN`], when no engine could still start one. Until then the run must keep its owner:
-/// a worker on another engine cannot end what runs here.
-pub(super) async fn prove_ended(shared: &Shared, scope: &RunScope) {
-    let _waits = waits();
-    let run = &scope.run;
-    let began = shared.ports.host.since_boot();
-    loop {
-        let Err(cause) = shared.ports.executor.end(scope).await else { return };
-        let elapsed = shared.ports.host.since_boot().saturating_sub(began);
-        if elapsed >= STARTS_WITHIN {
-            let seconds = elapsed.as_secs();
-            error!(
-                run.id = %run, %cause,
-                "run {run} is released after {seconds} s without proof that its steps have ended: \
-                 look for its containers on engine {}",
-                shared.engine.id
-            );
-            return;
-        }
-        debug!(run.id = %run, %cause, "the steps of run {run} might still be running");
-        tokio::time::sleep(AGAIN).await;
-    }
-}
-
 impl Drive {
     async fn prove_ended(&self) {
         prove_ended(&self.shared, &self.scope).await;
+    }
+
+    /// Abandons a run that this worker no longer owns: kills its steps, publishes nothing, and
+    /// removes nothing that the next owner needs.
+    pub(super) async fn abandon(&mut self) {
+        // The executor verifies that the container is gone, within its own timeouts.
+        let _waits = waits();
+        self.signals.stop.raise(StopLevel::Kill);
+        self.pushes.stop().await;
+        self.progress.steps.values_mut().for_each(|step| step.gate = None);
+        self.shared.ports.events.discard(&self.scope.run, self.scope.epoch);
+        let mut left: Vec<Workspace> = Vec::new();
+        while let Some((_, done)) = self.doing.next().await {
+            if let Completion::Ran(ran, _, _) = done {
+                left.push(ran.left);
+            }
+        }
+        left.extend(self.progress.steps.values_mut().filter_map(|step| step.left.take()));
+        for left in left {
+            self.shared.ports.executor.discard(&self.scope, left).await;
+        }
     }
 
     /// Releases the run so that a worker can resume it. Returns what is left to do here.

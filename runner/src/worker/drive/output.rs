@@ -12,7 +12,7 @@ use tokio::sync::{Mutex, Notify};
 use tokio::time::Instant;
 
 use super::emitter::Emitter;
-use super::secrets::RunMask;
+use super::mask::RunMask;
 use crate::ports::{LogSink, LoggerFeed, StopLevel, StopSignal};
 use crate::rules::lines::{Lines, Piece, prefix_within, published_bytes};
 use crate::rules::mask::Masker;
@@ -192,23 +192,22 @@ impl Output {
                 }
                 streams.deadline()
             };
-            match deadline {
-                None => self.waits.notified().await,
-                Some(at) => {
-                    tokio::select! {
-                        biased;
-                        () = tokio::time::sleep_until(self.began + at) => {}
-                        // There is an earlier deadline.
-                        () = self.waits.notified() => continue,
-                    }
-                    let now = self.began.elapsed();
-                    let mut streams = self.streams.lock().await;
-                    let (out, err) = (streams.out.due(now), streams.err.due(now));
-                    let fed = &mut streams.fed;
-                    self.publish(LogStream::Stdout, out, fed).await;
-                    self.publish(LogStream::Stderr, err, fed).await;
-                }
+            let Some(at) = deadline else {
+                self.waits.notified().await;
+                continue;
+            };
+            tokio::select! {
+                biased;
+                () = tokio::time::sleep_until(self.began + at) => {}
+                // There is an earlier deadline.
+                () = self.waits.notified() => continue,
             }
+            let now = self.began.elapsed();
+            let mut streams = self.streams.lock().await;
+            let (out, err) = (streams.out.due(now), streams.err.due(now));
+            let fed = &mut streams.fed;
+            self.publish(LogStream::Stdout, out, fed).await;
+            self.publish(LogStream::Stderr, err, fed).await;
         }
     }
 

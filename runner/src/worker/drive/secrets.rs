@@ -2,9 +2,7 @@
 //! records, and searched for in all data that leaves the worker.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
-use parking_lot::RwLock;
 use protocol::budget::shortened;
 use protocol::event::Reason;
 use protocol::id::StepName;
@@ -13,59 +11,17 @@ use protocol::run::{RunRecord, StepStatus};
 use serde_json::{Map, Value};
 use tracing::warn;
 
-use super::drive::Drive;
-use super::watchdog::waits;
-use crate::ports::{
-    Destination, Purpose, Search, Secret, SecretMatcher, Secrets, StepSecret, StepSecrets,
-};
-use crate::rules::mask::{Mask, SHORTEST, SecretSearch};
+use super::Drive;
+use super::mask::RunMask;
+use crate::ports::{Purpose, Secret, Secrets, StepSecret, StepSecrets};
+use crate::rules::mask::{Mask, SHORTEST};
 use crate::rules::run::EventDraft;
 use crate::rules::{destination, job, named};
+use crate::worker::watchdog::waits;
 
 /// The maximum size of a command in an event, in bytes. A script can have 512 KiB, and each attempt
 /// publishes it.
 const COMMAND_BYTES: usize = 4096;
-
-/// The mask of one run, shared by all its tasks. It grows when a step is given secrets.
-#[derive(Debug, Clone, Default)]
-pub(super) struct RunMask(Arc<RwLock<Option<Arc<Mask>>>>);
-
-impl RunMask {
-    /// Returns the current mask, or `None` if the run has no secrets yet.
-    pub(super) fn current(&self) -> Option<Arc<Mask>> {
-        self.0.read().clone()
-    }
-
-    fn set(&self, mask: Mask) {
-        *self.0.write() = Some(Arc::new(mask));
-    }
-
-    /// Masks a text.
-    pub(super) fn text(&self, text: &str) -> String {
-        self.current().map_or_else(|| text.to_owned(), |mask| mask.text(text))
-    }
-
-    /// Masks all texts of a value.
-    pub(super) fn value(&self, value: &mut Value) {
-        let Some(mask) = self.current() else { return };
-        mask_in(&mask, value);
-    }
-
-    /// Returns a search for secrets in data that leaves the worker.
-    pub(super) fn forbidden(&self) -> Option<Arc<dyn SecretMatcher>> {
-        self.current().map(|mask| Arc::new(Masked(mask)) as _)
-    }
-}
-
-/// The recursion is bounded because the depth of documents is limited.
-fn mask_in(mask: &Arc<Mask>, value: &mut Value) {
-    match value {
-        Value::String(text) => *text = mask.text(text),
-        Value::Array(items) => items.iter_mut().for_each(|item| mask_in(mask, item)),
-        Value::Object(entries) => entries.values_mut().for_each(|entry| mask_in(mask, entry)),
-        Value::Null | Value::Bool(_) | Value::Number(_) => {}
-    }
-}
 
 /// The secrets given to the run's steps so far, by this owner or an earlier one. A later step can
 /// print what an earlier one left.
@@ -119,33 +75,6 @@ impl RunSecrets {
     }
 }
 
-/// Adapts the mask to the port.
-#[derive(Debug)]
-struct Masked(Arc<Mask>);
-
-impl SecretMatcher for Masked {
-    fn search(&self) -> Box<dyn Search> {
-        Box::new(Finding(SecretSearch::new(Arc::clone(&self.0))))
-    }
-}
-
-struct Finding(SecretSearch);
-
-impl Search for Finding {
-    fn finds(&mut self, bytes: &[u8]) -> bool {
-        self.0.finds(bytes)
-    }
-
-    fn pending(&self) -> usize {
-        self.0.pending()
-    }
-}
-
-/// Returns the destination of a secret that is sent to this host, or anywhere if there is none.
-pub(super) fn to_host(host: Option<(String, u16)>) -> Destination {
-    host.map_or(Destination::Anywhere, |(host, port)| Destination::Host { host, port })
-}
-
 /// Looks up a secret. An error is a message for users.
 async fn look_up(
     from: &dyn Secrets,
@@ -191,19 +120,18 @@ impl Drive {
             match look_up(&*self.shared.ports.secrets, &secret, purpose).await {
                 Ok(given) => values.push(given.value),
                 Err(why) => {
-                    missing.get_or_insert_with(|| {
-                        format!(
-                            "step {step} was given a secret by an earlier owner of run {} that this worker cannot mask: {why}",
-                            self.scope.run
-                        )
-                    });
+                    missing.get_or_insert_with(|| (step.clone(), why));
                     owed.push((position, step, secret));
                 }
             }
         }
         self.secrets.owed = owed;
         self.secrets.add(values.into_iter()).await?;
-        missing.map_or(Ok(()), Err)
+        let Some((step, why)) = missing else { return Ok(()) };
+        Err(format!(
+            "step {step} was given a secret by an earlier owner of run {} that this worker cannot mask: {why}",
+            self.scope.run
+        ))
     }
 
     /// Looks up the secrets of a step, before its start is announced.
@@ -241,7 +169,7 @@ impl Drive {
         let record = self.run.record();
         // The address may refer to earlier results. If they are missing, the step does not start.
         let filled = job::filled(record, position).and_then(Result::ok);
-        let to = to_host(filled.and_then(|step| destination::of_step(&step)));
+        let to = filled.and_then(|step| destination::of_step(&step)).into();
         let (group, pipeline) = (record.group.clone(), record.name.clone());
         Purpose { group, pipeline, trusted: record.trusted, to }
     }

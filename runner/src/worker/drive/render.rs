@@ -5,12 +5,12 @@ use protocol::id::RunId;
 use protocol::pipeline::{Params, Step, Template};
 use protocol::run::Cause;
 
-use super::Shared;
-use super::step::{self, Completion};
+use super::operation::{self, Completion};
 use crate::ports::{
     ExecError, RenderError, Renderer, Rendering, Script, StepSpec, StopLevel, StopSignal,
 };
 use crate::rules::template;
+use crate::worker::Shared;
 
 /// Returns the programs of a step before rendering.
 pub(super) fn script_of(step: &Step) -> Option<Script> {
@@ -36,7 +36,7 @@ pub(super) async fn rendered(
     let rendered = tokio::select! {
         biased;
         _ = stop.above(StopLevel::Run) => {
-            return Err(step::completion_of(shared, &ExecError::NotStarted).await);
+            return Err(operation::completion_of(shared, &ExecError::NotStarted).await);
         }
         rendered = shared.ports.renderer.render(rendering) => rendered,
     };

@@ -8,10 +8,10 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::Shared;
-use super::watchdog::waits;
 use crate::ports::{RunScope, StepSpec, Workspace};
 use crate::rules::run::Input;
+use crate::worker::Shared;
+use crate::worker::watchdog::waits;
 
 /// The number of attempts to push. If all fail, only the run's own engine can resume it until the
 /// next push.

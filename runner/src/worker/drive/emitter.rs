@@ -11,10 +11,10 @@ use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::watchdog::waits;
 use crate::ports::{Events, Host, Ticket};
 use crate::rules::lines::Piece;
 use crate::rules::run::EventDraft;
+use crate::worker::watchdog::waits;
 
 /// Publishes the events of one run under one epoch.
 pub(super) struct Emitter {
@@ -149,21 +149,20 @@ impl Emitter {
                 taken = self.events.emit(event.clone()) => taken,
                 () = self.leaving.cancelled() => break,
             };
-            match taken {
+            let cause = match taken {
                 Ok(ticket) => {
                     next.seq += 1;
                     next.last = ticket;
                     return true;
                 }
-                Err(cause) => {
-                    warn!(run.id = %self.run, %cause, "an event waits");
-                    tokio::select! {
-                        biased;
-                        () = self.lost.cancelled() => return false,
-                        () = self.leaving.cancelled() => break,
-                        () = tokio::time::sleep(Duration::from_secs(1)) => {}
-                    }
-                }
+                Err(cause) => cause,
+            };
+            warn!(run.id = %self.run, %cause, "an event waits");
+            tokio::select! {
+                biased;
+                () = self.lost.cancelled() => return false,
+                () = self.leaving.cancelled() => break,
+                () = tokio::time::sleep(Duration::from_secs(1)) => {}
             }
         }
         next.seq += 1;

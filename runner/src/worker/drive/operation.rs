@@ -8,13 +8,13 @@ use protocol::pipeline::{Artifact, Resource, ResourceKind};
 use protocol::run::{Cause, Registered};
 use tracing::warn;
 
-use super::Shared;
 use crate::ports::{
     Checkpoint, ExecError, Exit, Leak, Origin, RunScope, SecretMatcher, StepOutcome, StopLevel,
     StopSignal, TransferError, Workspace, searched,
 };
 use crate::rules::env;
 use crate::rules::run::KeptStep;
+use crate::worker::Shared;
 
 /// How an operation completed.
 #[derive(Debug)]

@@ -5,17 +5,18 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
+use protocol::event::Event;
 use protocol::run::{Cause, RunRecord, Status};
 use tracing::{info, warn};
 
-use super::drive::Drive;
+use super::Drive;
 use super::emitter::Dropped;
 use super::job_log;
 use super::ledger::{WriteError, WriteExtra};
-use super::retry::Retry;
-use super::watchdog::waits;
 use crate::ports::{StoreError, Ticket};
 use crate::rules::run::{EventDraft, Input, StopWhy};
+use crate::worker::retry::Retry;
+use crate::worker::watchdog::waits;
 
 /// The maximum delay of a run's end by its external logger.
 const LOGGER_WAIT: Duration = Duration::from_secs(10);
@@ -45,7 +46,16 @@ impl Drive {
             // The ending is recorded anyway. The claim is kept until the stream has the event.
             self.slot = None;
         }
-        let event = loop {
+        let event = self.record_ending().await?;
+        job_log::end(self.run.record(), &event.message);
+        let ticket = self.emitter.emit_recorded(event).await;
+        self.after_ending(ticket).await
+    }
+
+    /// Writes the ending, with its event inside the record. A stop that is recorded before that changes
+    /// the ending.
+    async fn record_ending(&mut self) -> Result<Event, WriteError> {
+        loop {
             let draft = self.run.ending().unwrap_or_else(|| EventDraft {
                 reason: protocol::event::Reason::PipelineFailed {
                     cause: protocol::run::Cause::Engine,
@@ -69,32 +79,34 @@ impl Drive {
                 | Status::Failed => WriteExtra::DemandNoStop,
             };
             match self.ledger.save(&record, also).await {
-                Ok(()) => break event,
+                Ok(()) => return Ok(event),
                 Err(WriteError::StopFound) => {
                     let now = self.shared.ports.host.now();
-                    // The stop key proves that a user requested a stop. The watch may know the
-                    // reason.
-                    let mut why = StopWhy::User { reason: None };
-                    while let Ok(input) = self.inputs.try_recv() {
-                        if let Input::StopAsked(user @ StopWhy::User { .. }) = input {
-                            why = user;
-                        }
-                    }
+                    let why = self.recorded_stop();
                     // It orders `Finish`, which is in progress already.
                     drop(self.run.stop_now(now, &why));
                 }
                 Err(cause) => return Err(cause),
             }
-        };
-        job_log::end(self.run.record(), &event.message);
-        let ticket = self.emitter.emit_recorded(event).await;
-        self.after_ending(ticket).await
+        }
+    }
+
+    /// Returns why the run is stopped, after the store has shown its stop key. The key proves that a
+    /// user requested it; the watch may know the reason.
+    fn recorded_stop(&mut self) -> StopWhy {
+        let mut why = StopWhy::User { reason: None };
+        while let Ok(input) = self.signals.inputs.try_recv() {
+            if let Input::StopAsked(user @ StopWhy::User { .. }) = input {
+                why = user;
+            }
+        }
+        why
     }
 
     /// Hands the run over to another worker. Its events are published, no step is running, and the
     /// write that records the release deletes the owner key. A stop that arrives meanwhile remains
     /// for the next owner.
-    pub(super) async fn release(&mut self) -> Result<(), WriteError> {
+    pub(super) async fn hand_over(&mut self) -> Result<(), WriteError> {
         if let Some(feed) = self.feed.take() {
             let leaving = self.shared.leaving.clone();
             let dropped = {
@@ -117,7 +129,7 @@ impl Drive {
         }
         // An owner on another engine resumes from the registry.
         self.pushes.done().await;
-        while let Ok(input) = self.inputs.try_recv() {
+        while let Ok(input) = self.signals.inputs.try_recv() {
             if matches!(input, Input::Pushed { .. }) {
                 // It gives no more orders. The write below includes the digest.
                 drop(self.run.on(self.shared.ports.host.now(), input));

@@ -7,17 +7,14 @@ use protocol::pipeline::{Cmd, ExecutorKind, OnLogLimit, Params, Pipeline, Step, 
 use protocol::quantity::Span;
 use protocol::run::Cause;
 use tokio::sync::oneshot;
-use tokio_util::task::AbortOnDropHandle;
 
-use super::collect::{NotTaken, collect};
-use super::drive::Drive;
+use super::Drive;
+use super::attempt::Attempt;
+use super::operation::{self, Completion};
 use super::output::{AtLimit, Output};
 use super::push::Push;
-use super::render::{rendered, rendering_of, script_of};
-use super::step::{self, Completion};
-use crate::ports::{
-    ExecError, Gate, JOB_DIR, LogSink, Rendering, StepEnd, StepSpec, StopLevel, StopSignal,
-};
+use super::render::{rendering_of, script_of};
+use crate::ports::{Gate, JOB_DIR, Rendering, StepEnd, StepSpec, StopSignal};
 use crate::rules::{env, job, template};
 
 impl Drive {
@@ -31,93 +28,47 @@ impl Drive {
         };
         self.log_line(&format!("fetching and mounting resource {}", resource.name));
         // A hand-over interrupts even a step that must not run twice: its command has not started.
-        let stop = self.leave.part();
+        let stop = self.signals.leave.part();
         self.progress.steps.entry(position).or_default().stop = stop.clone();
         let (shared, scope) = (Arc::clone(&self.shared), self.scope.clone());
-        self.begin(Some(position), Box::pin(step::fetch(shared, scope, on, resource, stop)));
+        self.begin(Some(position), Box::pin(operation::fetch(shared, scope, on, resource, stop)));
     }
 
     /// `secrets` is an error if the step's secrets are not available.
     pub(super) fn start(&mut self, position: usize, secrets: Result<(), String>) {
         if let Err(why) = secrets {
-            let done = Completion::Broke(Cause::Rejected, why, None);
-            return self.begin(Some(position), Box::pin(async move { done }));
+            return self.complete(position, Completion::Broke(Cause::Rejected, why, None));
         }
         let Some(on) = self.on(position) else { return self.log_broken(position, "start") };
         let (spec, rendering) = match self.spec(position) {
             Some(Ok(spec)) => spec,
             Some(Err(why)) => {
-                let done = Completion::Broke(Cause::Template, why, None);
-                return self.begin(Some(position), Box::pin(async move { done }));
+                return self.complete(position, Completion::Broke(Cause::Template, why, None));
             }
             None => return self.log_broken(position, "start"),
         };
         let stop = self.stop_of(position);
         let output = self.output_of(position, &spec, &stop);
-        let (open, opened) = oneshot::channel();
-        let going = self.progress.steps.entry(position).or_default();
-        going.gate = Some(open);
-        going.output = Some(Arc::clone(&output));
-        let held = self.held.clone();
-        let asked = (self.held.clone(), Arc::clone(&self.shared.ports.host));
-        let stands = move || asked.0.is_valid(&*asked.1);
-        let gate = Gate::new(async move { opened.await.unwrap_or(false) }, stands);
-        let wanted = self.request(position);
-        let (shared, scope) = (Arc::clone(&self.shared), self.scope.clone());
-        let running = async move {
-            let spec = match rendered(&shared, spec, rendering, &stop).await {
-                Ok(spec) => spec,
-                Err(done) => return done,
-            };
-            let in_time = {
-                let output = Arc::clone(&output);
-                // Ends with this future, however that ends: a drain waits for every task.
-                let publishing = async move { output.publish_in_time().await };
-                AbortOnDropHandle::new(shared.tasks.spawn(publishing))
-            };
-            let sink: Arc<dyn LogSink> = Arc::clone(&output) as Arc<dyn LogSink>;
-            let executor = &shared.ports.executor;
-            let ran = executor.run_step(&scope, &on, &spec, gate, sink, &stop).await;
-            let (stdout, stderr) = output.finish().await;
-            in_time.abort();
-            // After a delay, the guard's kill may be seen before the loss of the lease. Wait until
-            // the lease is known to be valid or lost; the drive handles a loss first.
-            held.settled(&*shared.ports.host).await;
-            match ran {
-                Ok(mut ran) => {
-                    let said = (stdout, stderr);
-                    if let Some(why) = output.failed_at_limit().await {
-                        shared.ports.executor.discard(&scope, ran.left).await;
-                        let code = Some(ran.exit.code);
-                        return Completion::BrokeSaying(Cause::ExitCode, why, code, said);
-                    }
-                    let taken = match wanted {
-                        Some(wanted) => {
-                            let of = (&*shared, &scope);
-                            collect(of, &mut ran, &wanted, &output, &stop).await
-                        }
-                        None => Ok(()),
-                    };
-                    if let Err(cause) = taken {
-                        shared.ports.executor.discard(&scope, ran.left).await;
-                        return match cause {
-                            NotTaken::Engine(cause) => {
-                                step::command_failed(&shared, &cause, said).await
-                            }
-                            NotTaken::Files(cause, why) => {
-                                Completion::BrokeSaying(cause, why, Some(ran.exit.code), said)
-                            }
-                        };
-                    }
-                    step::ended(&shared, &scope, ran, &stop, said).await
-                }
-                Err(ExecError::NotStarted) if stop.level() == StopLevel::Run => {
-                    Completion::OwnershipLost
-                }
-                Err(cause) => step::command_failed(&shared, &cause, (stdout, stderr)).await,
-            }
+        let gate = self.gate(position);
+        self.progress.steps.entry(position).or_default().output = Some(Arc::clone(&output));
+        let attempt = Attempt {
+            shared: Arc::clone(&self.shared),
+            held: self.held.clone(),
+            scope: self.scope.clone(),
+            request: self.request(position),
+            output,
+            stop,
         };
-        self.begin(Some(position), Box::pin(running));
+        self.begin(Some(position), Box::pin(attempt.run(on, spec, rendering, gate)));
+    }
+
+    /// Creates the gate of a step. [`Effect::OpenGate`](crate::rules::run::Effect::OpenGate) opens it.
+    fn gate(&mut self, position: usize) -> Gate {
+        let (open, opened) = oneshot::channel();
+        self.progress.steps.entry(position).or_default().gate = Some(open);
+        let (held, host) = (self.held.clone(), Arc::clone(&self.shared.ports.host));
+        let stands = move || held.is_valid(&*host);
+        Gate::new(async move { opened.await.unwrap_or(false) }, stands)
     }
 
     /// Creates the output of a step.
@@ -224,7 +175,7 @@ impl Drive {
         let forbidden = self.secrets.mask().forbidden();
         self.begin(
             Some(position),
-            Box::pin(step::upload(shared, scope, left, names, artifact, (forbidden, stop))),
+            Box::pin(operation::upload(shared, scope, left, names, artifact, (forbidden, stop))),
         );
     }
 
@@ -257,7 +208,7 @@ impl Drive {
             && self.shared.engine.checkpoints
         {
             let (shared, scope) = (Arc::clone(&self.shared), self.scope.clone());
-            self.pushes.add(shared, Push { scope, kept, step, tell: self.tell.clone() });
+            self.pushes.add(shared, Push { scope, kept, step, tell: self.signals.tell.clone() });
         }
     }
 
@@ -270,7 +221,7 @@ impl Drive {
         let kept = async move {
             match shared.ports.executor.checkpoint(&scope, left, &spec).await {
                 Ok(workspace) => Completion::Committed(workspace),
-                Err(cause) => step::completion_of(&shared, &cause).await,
+                Err(cause) => operation::completion_of(&shared, &cause).await,
             }
         };
         self.begin(Some(position), Box::pin(kept));

@@ -4,20 +4,21 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use protocol::budget::{CutSizes, MAX_RECORD_BYTES};
+use protocol::budget::MAX_RECORD_BYTES;
 use protocol::id::RunId;
 use protocol::names;
-use protocol::run::{OwnerEntry, RunRecord};
+use protocol::run::RunRecord;
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::callbacks::{Inbox, value_of};
-use super::retry::Retry;
-use super::secrets::RunMask;
-use super::watchdog::beat;
-use crate::ports::{Claim, Expect, Host, LeaseId, Store, StoreError, Txn};
+use super::mask::RunMask;
+use crate::ports::{Claim, Expect, Host, LeaseId, Store, StoreError, Txn, TxnReply};
 use crate::rules::callback::{Notification, NotifiedStages, Stage};
+use crate::worker::callbacks::{Inbox, value_of};
+use crate::worker::records::{SMALL_RECORD, fitting};
+use crate::worker::retry::Retry;
+use crate::worker::watchdog::beat;
 
 /// Why a record was not written.
 #[derive(Debug, Error)]
@@ -142,13 +143,44 @@ impl Ledger {
         txn
     }
 
+    /// Returns whether the record is written, by this attempt or by an earlier one whose reply was lost.
+    /// If it is not, the write can be repeated.
+    ///
+    /// `sent`: the record, if the outcome of an earlier attempt is unknown.
+    fn is_written(
+        &mut self,
+        reply: &TxnReply,
+        also: WriteExtra,
+        sent: Option<&[u8]>,
+    ) -> Result<bool, WriteError> {
+        if reply.committed {
+            self.modified = reply.revision;
+            return Ok(true);
+        }
+        let entry = reply.entry(0);
+        let landed = entry.is_some_and(|entry| sent == Some(&*entry.value));
+        let owner = reply.entry(1);
+        let owned = owner.is_some_and(|owner| owner.create_revision == self.claim.epoch.0);
+        let lets_go = matches!(also, WriteExtra::LetGo { .. } | WriteExtra::HandOver);
+        let Some(entry) = entry.filter(|_| owned || (landed && lets_go)) else {
+            return Err(WriteError::Lost);
+        };
+        // If it is another record, a delayed earlier write of this owner was committed in between. The
+        // fence proves that it was this owner's.
+        self.modified = entry.mod_revision;
+        if !landed && also == WriteExtra::DemandNoStop && reply.entry(2).is_some() {
+            return Err(WriteError::StopFound);
+        }
+        Ok(landed)
+    }
+
     /// Writes the record, retrying until the store answers, as long as the claim is valid.
     pub(super) async fn save(
         &mut self,
         record: &RunRecord,
         also: WriteExtra,
     ) -> Result<(), WriteError> {
-        let run = &self.claim.run;
+        let run = &self.claim.run.clone();
         let mut written = Cow::Borrowed(record);
         let mut bytes = fitting_copy(run, &mut written).map_err(WriteError::Refused)?;
         let host = Arc::clone(&self.outbox.host);
@@ -166,34 +198,12 @@ impl Ledger {
                 reply = self.store.txn(self.claim.fenced(txn)) => reply,
             };
             match reply {
-                Ok(reply) if reply.committed => {
-                    self.modified = reply.revision;
-                    self.note_written(record, news);
-                    return Ok(());
-                }
                 Ok(reply) => {
-                    let entry = reply.entry(0);
-                    let landed = entry.is_some_and(|entry| entry.value == bytes);
-                    let owned = reply
-                        .entry(1)
-                        .is_some_and(|entry| entry.create_revision == self.claim.epoch.0);
-                    let lets_go = matches!(also, WriteExtra::LetGo { .. } | WriteExtra::HandOver);
-                    if unknown && landed && (owned || lets_go) {
-                        // An earlier attempt was committed; only its reply was lost.
-                        self.modified = entry.map_or(self.modified, |entry| entry.mod_revision);
+                    let sent = unknown.then_some(&*bytes);
+                    if self.is_written(&reply, also, sent)? {
                         self.note_written(record, news);
                         return Ok(());
                     }
-                    let Some(entry) = entry.filter(|_| owned) else {
-                        return Err(WriteError::Lost);
-                    };
-                    if also == WriteExtra::DemandNoStop && reply.entry(2).is_some() {
-                        self.modified = entry.mod_revision;
-                        return Err(WriteError::StopFound);
-                    }
-                    // A delayed earlier write of this owner was committed in between. The fence
-                    // proves that it was this owner's.
-                    self.modified = entry.mod_revision;
                 }
                 // The caller replaces an expired long lease. `lost` reports the loss of the claim's
                 // own lease.
@@ -223,31 +233,6 @@ impl Ledger {
     }
 }
 
-/// A store does not reject a record of this size because of its size.
-pub(super) const SMALL_RECORD: usize = 16 * 1024;
-/// The part of an etcd request that is available for a record and a definition, in bytes.
-const REQUEST: usize = 1_440 * 1024;
-
-/// Returns the JSON of a record, cut to fit into a request with `beside` more bytes.
-pub(super) fn fitting(
-    run: &RunId,
-    record: &mut RunRecord,
-    beside: usize,
-) -> Result<Vec<u8>, StoreError> {
-    let most = MAX_RECORD_BYTES.min(REQUEST.saturating_sub(beside));
-    if let Some(CutSizes { messages, results, steps }) = record.cut_to(most) {
-        warn!(
-            run.id = %run,
-            messages,
-            results,
-            steps,
-            "the record of run {run} is too large for the store and was cut: {messages} messages, \
-             {results} results and {steps} entries of steps"
-        );
-    }
-    serde_json::to_vec(record).map_err(|cause| StoreError::Refused(cause.to_string()))
-}
-
 /// Like [`fitting`], but does not copy a record that fits.
 fn fitting_copy(run: &RunId, record: &mut Cow<'_, RunRecord>) -> Result<Vec<u8>, StoreError> {
     let json = serde_json::to_vec(&**record);
@@ -263,12 +248,4 @@ impl Ledger {
             self.outbox.inbox.push(news.into_iter());
         }
     }
-}
-
-/// Returns the value of an owner key under a lease. A claim under an earlier lease of the same node
-/// has a different value, and expires with that lease.
-pub(super) fn owner_value(node: &protocol::id::NodeId, lease: LeaseId) -> Vec<u8> {
-    let entry = OwnerEntry { node: node.clone(), lease: Some(format!("{:x}", lease.0)) };
-    // Serializing a struct of strings cannot fail.
-    serde_json::to_vec(&entry).unwrap_or_default()
 }

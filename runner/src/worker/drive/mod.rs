@@ -1,0 +1,286 @@
+//! Drives one run: reports facts to the rules and carries out their orders. Makes no decisions.
+
+mod attempt;
+mod collect;
+mod create;
+mod emitter;
+mod facts;
+mod finish;
+mod give_up;
+mod job_log;
+mod ledger;
+mod mask;
+mod operation;
+mod orders;
+mod output;
+mod progress;
+mod push;
+mod render;
+mod secrets;
+mod start;
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt as _, StreamExt as _};
+use protocol::pipeline::{Graph, Pipeline, Step};
+use protocol::run::Cause;
+use protocol::time::Millis;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tracing::error;
+
+use self::emitter::Emitter;
+use self::give_up::DriveError;
+use self::ledger::{Ledger, WriteError};
+use self::operation::Completion;
+use self::orders::Performed;
+use self::output::Budget;
+use self::progress::Progress;
+use self::push::Pushes;
+pub use self::render::RenderInline;
+use self::secrets::RunSecrets;
+use super::lease::HeldLease;
+use super::release::{prove_ended, release};
+use super::watchdog::{Failed, waits, watched};
+use super::{Lost, Shared};
+use crate::ports::{LoggerFeed, RunScope, StopLevel, StopSignal, Workspace};
+use crate::rules::run::{Effect, Input, Run, joined, may_be_joined};
+
+/// A run driven by this worker.
+pub(super) struct Drive {
+    shared: Arc<Shared>,
+    run: Run,
+    ledger: Ledger,
+    emitter: Arc<Emitter>,
+    feed: Option<Arc<dyn LoggerFeed>>,
+    scope: RunScope,
+    signals: Signals,
+    pushes: Pushes,
+    held: HeldLease,
+    /// The slot, which is released on drop.
+    slot: Option<OwnedSemaphorePermit>,
+    /// Operations in progress: for the step at a position, or for the whole run.
+    doing: FuturesUnordered<OperationEnd>,
+    graph: Graph,
+    progress: Progress,
+    secrets: RunSecrets,
+    /// The output budget of the run's steps.
+    budget: Budget,
+}
+
+/// How the rest of the worker reaches a drive.
+pub(super) struct Signals {
+    /// Stops the run's steps.
+    pub(super) stop: StopSignal,
+    /// Raised by a hand-over, for steps that may run again. A part of `stop`.
+    pub(super) leave: StopSignal,
+    pub(super) inputs: mpsc::UnboundedReceiver<Input>,
+    /// Sends facts to the drive.
+    pub(super) tell: mpsc::UnboundedSender<Input>,
+}
+
+/// The completion of an operation.
+type OperationEnd = Pin<Box<dyn Future<Output = (Option<usize>, Completion)> + Send + Sync>>;
+
+/// How many facts are joined into one write at most: etcd accepts 128 operations in a transaction, and
+/// each fact can add a callback.
+const MOST_JOINED: usize = 30;
+
+enum Next {
+    Input(Input),
+    Done(Option<usize>, Completion),
+    Lost,
+}
+
+impl Drive {
+    /// Spawns the drive with the orders that `first` returns. A live worker must not own a run that it
+    /// does not drive.
+    ///
+    /// If the drive panics, its run is released at once, to be claimed again and ended. If the drive
+    /// stalls, its run is released as if the worker had died.
+    pub(super) fn spawn(mut self, first: impl FnOnce(&mut Run, Millis) -> Vec<Effect>) {
+        let now = self.shared.ports.host.now();
+        let first = first(&mut self.run, now);
+        let (shared, scope) = (Arc::clone(&self.shared), self.scope.clone());
+        let run = scope.run.clone();
+        let (stop, claim) = (self.signals.stop.clone(), self.ledger.claim().clone());
+        let lost = self.held.lost.clone();
+        let tasks = shared.tasks.clone();
+        tasks.spawn(async move {
+            let driven = Box::pin(self.drive(first));
+            let driven = watched(&shared.tasks, shared.watchdog.span(), driven).await;
+            let Err(cause) = driven else { return };
+            error!(run.id = %run, %cause, "the drive of run {run} is out of order; this is a fault of bob-runner");
+            stop.raise(StopLevel::Kill);
+            shared.ports.events.discard(&run, claim.epoch);
+            let is_gone_on_with = match cause {
+                Failed::StoodStill(_) => shared.options.rescue,
+                // The next drive would panic too.
+                Failed::Panicked(_) => false,
+            };
+            if !is_gone_on_with {
+                // Added to the list before the release and kept in the roster until then. Otherwise
+                // this worker's own rescue could find the run without an owner and resume it.
+                let why = "its worker failed; the worker's log says how".to_owned();
+                shared.put_lost(Lost::new(run.clone(), Cause::Engine, why));
+            }
+            prove_ended(&shared, &scope).await;
+            release(&shared, &claim, &lost).await;
+            shared.roster.remove(&run);
+        });
+    }
+
+    /// Drives the run until it ends or is lost.
+    async fn drive(mut self, first: Vec<Effect>) {
+        let run_id = self.scope.run.clone();
+        let ended = if self.run.record().status.is_ended() && first.is_empty() {
+            self.conclude().await.map_err(DriveError::Write)
+        } else {
+            self.drive_to_its_end(first).await
+        };
+        if ended.is_ok() {
+            self.shared.reclaims.forget(&run_id);
+        }
+        if let Err(cause) = ended {
+            // The remaining work needs no slot.
+            self.slot = None;
+            self.abandon().await;
+            if let Some(lost) = self.give_up_run(cause).await {
+                self.shared.put_lost(lost);
+            }
+        }
+        self.report_dropped().await;
+        self.shared.roster.remove(&run_id);
+    }
+
+    async fn drive_to_its_end(&mut self, first: Vec<Effect>) -> Result<(), DriveError> {
+        self.recall_secrets().await;
+        let mut effects = first;
+        loop {
+            match self.perform(effects).await? {
+                Performed::Resume => {}
+                Performed::Finish => return Ok(self.finish().await?),
+                Performed::Release => return Ok(self.hand_over().await?),
+            }
+            effects = self.follow().await?;
+        }
+    }
+
+    /// Waits for a fact and returns the orders for it and all other pending facts. Steps that end
+    /// together share one write of the record.
+    async fn follow(&mut self) -> Result<Vec<Effect>, DriveError> {
+        let mut lists = Vec::new();
+        let mut next = Some(self.next().await);
+        while let Some(fact) = next {
+            let input = match fact {
+                Next::Input(input) => input,
+                Next::Done(_, Completion::OwnershipLost) => {
+                    return Err(DriveError::Write(WriteError::InDoubt));
+                }
+                Next::Done(_, Completion::EngineAway(why)) => return Err(DriveError::Engine(why)),
+                Next::Done(at, done) => self.input_of(at, done),
+                Next::Lost => return Err(DriveError::Write(WriteError::Lost)),
+            };
+            let list = self.run.on(self.shared.ports.host.now(), input);
+            let goes_on = may_be_joined(&list);
+            lists.push(list);
+            for (output, note) in std::mem::take(&mut self.progress.notes) {
+                output.note(&note).await;
+            }
+            let joins = goes_on && lists.len() < MOST_JOINED;
+            next = if joins { self.next().now_or_never() } else { None };
+        }
+        Ok(joined(lists))
+    }
+
+    async fn next(&mut self) -> Next {
+        let _waits = waits();
+        let timer = self.progress.timers.iter().min_by_key(|(_, at)| *at).copied();
+        let expired = async {
+            match timer {
+                Some((timer, at)) => {
+                    tokio::time::sleep_until(at).await;
+                    timer
+                }
+                None => std::future::pending().await,
+            }
+        };
+        // Facts from outside come first: a stop must be known before the exit that it causes.
+        tokio::select! {
+            biased;
+            () = self.held.lost.cancelled() => Next::Lost,
+            Some(input) = self.signals.inputs.recv() => Next::Input(input),
+            Some((at, done)) = self.doing.next() => Next::Done(at, done),
+            timer = expired => {
+                self.progress.timers.retain(|(other, _)| *other != timer);
+                Next::Input(Input::Expired(timer))
+            }
+        }
+    }
+
+    /// Starts an operation for a step or for the whole run.
+    fn begin(&mut self, at: Option<usize>, doing: BoxFuture<'static, Completion>) {
+        let doing = self.shared.tasks.spawn(doing);
+        let done = doing.map(move |done| {
+            let failed = |cause| format!("the worker's own code failed: {cause}");
+            (at, done.unwrap_or_else(|cause| Completion::Broke(Cause::Engine, failed(cause), None)))
+        });
+        self.doing.push(Box::pin(done));
+    }
+
+    fn pipeline(&self) -> Option<&Pipeline> {
+        self.run.record().pipeline.as_ref()
+    }
+
+    fn step(&self, position: usize) -> Option<&Step> {
+        self.pipeline()?.step(position)
+    }
+
+    fn log_broken(&mut self, position: usize, what: &str) {
+        // The rules only order what was started before. This reports a wrong order.
+        let done = Completion::Broke(Cause::Engine, format!("nothing is there to {what}"), None);
+        self.complete(position, done);
+    }
+
+    /// Completes an operation that was not started.
+    fn complete(&mut self, position: usize, done: Completion) {
+        self.begin(Some(position), Box::pin(async move { done }));
+    }
+
+    /// Returns the workspace that a step starts from.
+    fn on(&self, position: usize) -> Option<Workspace> {
+        let progress = &self.progress;
+        if let Some(on) = progress.steps.get(&position).and_then(|step| step.on.clone()) {
+            return Some(on);
+        }
+        if self.step(position).is_some_and(|step| !step.is_on_image()) {
+            return Some(Workspace::None);
+        }
+        let mut before = self.graph.begins_on(position);
+        while let Some(at) = before {
+            if let Some(kept) = progress.kept.get(&at) {
+                return Some(kept.clone());
+            }
+            // The step was allowed to fail, and left no image.
+            before = self.graph.begins_on(at);
+        }
+        progress.base.clone()
+    }
+
+    /// Creates the stop signal of an attempt. A hand-over raises it only if the step may run again.
+    fn stop_of(&mut self, position: usize) -> StopSignal {
+        let may_repeat = self.step(position).is_none_or(Step::may_repeat);
+        let stop = if may_repeat { self.signals.leave.part() } else { self.signals.stop.part() };
+        self.progress.steps.entry(position).or_default().stop = stop.clone();
+        stop
+    }
+
+    /// Writes a line to the run's external log.
+    fn log_line(&self, line: &str) {
+        if let Some(feed) = &self.feed {
+            feed.push(format!("[bob] {}\n", self.secrets.mask().text(line)).into());
+        }
+    }
+}
