@@ -141,10 +141,10 @@ async fn answer_start(
         taken = claim::take(shared, held, &run, start, Some(&(Cause::Lost, why))).await;
     }
     match taken {
-        ClaimOutcome::Claimed(claimed) => {
-            info!(run.id = %run, pipeline.group = %claimed.record.group,
-                pipeline.name = %claimed.record.name, "run {run} is claimed");
-            launch.drive_new(held, *claimed, named, Some(slot));
+        ClaimOutcome::Claimed(owned, verdict) => {
+            info!(run.id = %run, pipeline.group = %owned.record.group,
+                pipeline.name = %owned.record.name, "run {run} is claimed");
+            launch.drive_new(held, *owned, (verdict, named), slot);
             Answer::Settle(Disposition::Ack, None)
         }
         ClaimOutcome::Known => {

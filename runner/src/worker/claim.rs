@@ -3,25 +3,23 @@
 use std::sync::Arc;
 
 use protocol::command::{RunIdSource, Start, Target};
-use protocol::definition::{self, Stored};
 use protocol::id::{Epoch, RunId};
 use protocol::names;
 use protocol::pipeline::Pipeline;
-use protocol::run::{Open, OwnerEntry, RunRecord, Status};
-use serde::Deserialize;
+use protocol::run::{Open, RunRecord, Status};
 
 use super::Shared;
 use super::lease::HeldLease;
 use super::look::{Look, logger_url, pipeline_id};
-use super::records::owner_value;
+use super::records::{Ownership, json, owner_value};
 use super::retry::Retry;
 use super::verdict::{NotNow, Refusal, Verdict, is_trusted, judge};
-use crate::ports::{Claim, Entry, Expect, StoreError, Txn};
+use crate::ports::{Claim, Expect, StoreError, Txn};
 
 /// The outcome of a start.
 pub(super) enum ClaimOutcome {
     /// The run is claimed.
-    Claimed(Box<Claimed>),
+    Claimed(Box<Ownership>, Verdict),
     /// The run ID was seen before.
     Known,
     /// This worker cannot run it now. It is published again after a while.
@@ -32,26 +30,6 @@ pub(super) enum ClaimOutcome {
     WorkerEnds,
     /// The store will never accept the run. Holds the message.
     Impossible(String),
-}
-
-/// A run claimed by this worker.
-pub(super) struct Claimed {
-    pub(super) claim: Claim,
-    pub(super) record: RunRecord,
-    pub(super) modified: i64,
-    pub(super) verdict: Verdict,
-    pub(super) logger_url: Option<String>,
-}
-
-/// Returns an error if the store's revision is below an epoch in a record. The store was then
-/// restored from an older snapshot, and could issue that epoch again (docs/wire.md section 3).
-pub(super) fn not_restored(run: &RunId, record: &Entry, revision: i64) -> Result<(), StoreError> {
-    match serde_json::from_slice::<RunRecord>(&record.value).ok().and_then(|record| record.epoch) {
-        Some(Epoch(epoch)) if epoch > revision => {
-            Err(StoreError::Restored { run: run.to_string(), epoch, revision })
-        }
-        Some(_) | None => Ok(()),
-    }
 }
 
 /// The outcome of one attempt.
@@ -135,16 +113,16 @@ async fn try_take(
 ) -> Result<ClaimAttempt, StoreError> {
     let look = match known {
         Some(look) => look,
-        None => Look::of(&shared.ports.store.txn(Look::read(run, start)).await?, start),
+        None => Look::of(&shared.ports.store.txn(Look::read(run, start)).await?, run, start),
     };
-    if let (Some(owner), Some(record)) = (&look.owner, &look.record)
-        && owner.value == owner_value(&shared.options.node, held.lease)
+    if look.run.is_owned_under(&shared.options.node, held.lease)
+        && let Some(owned) = look.run.ownership(run, logger_url(look.logger.as_ref()))?
     {
         // A claim of this worker whose reply was lost. No drive exists for it, because this call
         // holds the run's only place in the roster.
-        return adopt(run, owner, record, &look).map(ClaimAttempt::Taken);
+        return Ok(ClaimAttempt::Taken(adopt(owned, &look)));
     }
-    if look.seen || look.record.is_some() {
+    if look.run.seen.is_some() || look.run.record.is_some() {
         return Ok(ClaimAttempt::Taken(ClaimOutcome::Known));
     }
     let (pipeline, verdict) = match judge(shared, start, refusal, &look) {
@@ -180,14 +158,14 @@ async fn try_take(
     }
     let reply = shared.ports.store.txn(Look::claim(txn, run, start)).await?;
     if !reply.committed {
-        return Ok(ClaimAttempt::Changed(Box::new(Look::of(&reply, start))));
+        return Ok(ClaimAttempt::Changed(Box::new(Look::of(&reply, run, start))));
     }
     let claim =
         Claim { run: run.clone(), epoch: Epoch(reply.revision), node: shared.options.node.clone() };
     let logger_url = logger_url(look.logger.as_ref());
     let modified = reply.revision;
-    let claimed = Claimed { claim, record, modified, verdict, logger_url };
-    Ok(ClaimAttempt::Taken(ClaimOutcome::Claimed(Box::new(claimed))))
+    let owned = Ownership { claim, record, modified, logger_url };
+    Ok(ClaimAttempt::Taken(ClaimOutcome::Claimed(Box::new(owned), verdict)))
 }
 
 /// Returns the record of a claimed run.
@@ -240,75 +218,26 @@ fn record_of(
     }
 }
 
-fn adopt(
-    run: &RunId,
-    owner: &Entry,
-    record: &Entry,
-    look: &Look,
-) -> Result<ClaimOutcome, StoreError> {
-    let (claim, parsed, modified) = adopted(run, owner, (record, look.definition.as_ref()))?;
-    if parsed.status.is_ended() {
-        return Ok(ClaimOutcome::Known);
-    }
-    if parsed.epoch.is_some() || parsed.status != Status::Pending {
-        // The run was started under this claim, which is being released.
-        return Ok(ClaimOutcome::Known);
+/// Takes up a claim of this worker whose reply was lost.
+fn adopt(owned: Ownership, look: &Look) -> ClaimOutcome {
+    let record = &owned.record;
+    if record.epoch.is_some() || record.status != Status::Pending {
+        // The run has ended, or was started under this claim, which is being released.
+        return ClaimOutcome::Known;
     }
     let verdict = match look.stop_why() {
         Some(stop) => Verdict::Stop(stop),
-        None => match parsed.cause {
-            Some(cause) => Verdict::Refuse(cause, parsed.message.clone().unwrap_or_default()),
-            None if parsed.steps.is_empty() => Verdict::Run,
-            None => Verdict::Resume(parsed.steps.clone()),
+        None => match record.cause {
+            Some(cause) => Verdict::Refuse(cause, record.message.clone().unwrap_or_default()),
+            None if record.steps.is_empty() => Verdict::Run,
+            None => Verdict::Resume(record.steps.clone()),
         },
     };
-    Ok(ClaimOutcome::Claimed(Box::new(Claimed {
-        claim,
-        record: parsed,
-        modified,
-        verdict,
-        logger_url: logger_url(look.logger.as_ref()),
-    })))
-}
-
-/// Parses a claim that this worker holds according to etcd.
-pub(super) fn adopted(
-    run: &RunId,
-    owner: &Entry,
-    (record, definition): (&Entry, Option<&Entry>),
-) -> Result<(Claim, RunRecord, i64), StoreError> {
-    let parsed = read_record(run, record, definition)?.record;
-    let entry: OwnerEntry = serde_json::from_slice(&owner.value).map_err(|cause| {
-        StoreError::Unreadable(format!("{} in the store: {cause}", names::owner_key(run)))
-    })?;
-    let claim = Claim { run: run.clone(), epoch: Epoch(owner.create_revision), node: entry.node };
-    Ok((claim, parsed, record.mod_revision))
-}
-
-/// Reads a record together with the immutable definition of its run.
-pub(super) fn read_record(
-    run: &RunId,
-    record: &Entry,
-    definition: Option<&Entry>,
-) -> Result<Stored, StoreError> {
-    let definition = definition.map(|definition| definition.value.as_slice());
-    definition::read(&record.value, definition).map_err(|cause| {
-        StoreError::Unreadable(format!("{} in the store: {cause}", names::run_key(run)))
-    })
+    ClaimOutcome::Claimed(Box::new(owned), verdict)
 }
 
 fn definition_of(record: &RunRecord) -> Result<Option<Vec<u8>>, StoreError> {
     record.definition().map_err(|cause| StoreError::Refused(cause.to_string()))
-}
-
-/// Returns true if the run has ended according to its record. Reads only the status, because a
-/// record of a later version may contain unknown values.
-pub(super) fn has_ended(record: &Entry) -> bool {
-    #[derive(Deserialize)]
-    struct Standing {
-        status: Status,
-    }
-    serde_json::from_slice::<Standing>(&record.value).is_ok_and(|it| it.status.is_ended())
 }
 
 /// Returns group and name of the pipeline that a start runs.
@@ -325,8 +254,4 @@ pub(super) fn run_of(start: &Start) -> (RunId, bool) {
         RunIdSource::Given(run) => (run.clone(), true),
         RunIdSource::Missing => (RunId::from_uuid(uuid::Uuid::now_v7()), false),
     }
-}
-
-pub(super) fn json(value: &impl serde::Serialize) -> Result<Vec<u8>, StoreError> {
-    serde_json::to_vec(value).map_err(|cause| StoreError::Refused(cause.to_string()))
 }

@@ -13,10 +13,10 @@ use protocol::time::Millis;
 use tracing::warn;
 
 use super::Shared;
-use super::claim::{has_ended, json};
 use super::launch::Launch;
 use super::lease::HeldLease;
 use super::orphan::{Purpose, claim_orphan};
+use super::records::{RunKeys, has_ended, json};
 use super::retry::Retry;
 use super::watchdog::{beat, waits};
 use crate::ports::{Change, Expect, StoreError, Txn};
@@ -44,10 +44,10 @@ pub(super) async fn stop(
             .read(names::owner_key(run))
             .read(names::stop_key(run))
             .read(names::seen_key(run));
-        let look = shared.ports.store.txn(look).await?;
+        let keys = RunKeys::of(run, &shared.ports.store.txn(look).await?);
         beat();
-        let Some(record) = look.entry(0) else {
-            if look.entry(3).is_some() {
+        let Some(record) = &keys.record else {
+            if keys.seen.is_some() {
                 shared.ignored(Some(run), &format!("run {run} ended long ago")).await;
                 return Ok(Disposition::Ack);
             }
@@ -75,7 +75,7 @@ pub(super) async fn stop(
             shared.ignored(Some(run), &format!("run {run} has ended already")).await;
             return Ok(Disposition::Ack);
         }
-        if look.entry(2).is_none() {
+        if keys.stop.is_none() {
             let txn = Txn::new()
                 .when(names::run_key(run), Expect::ModifiedAt(record.mod_revision))
                 .put(names::stop_key(run), value.clone());
@@ -83,7 +83,7 @@ pub(super) async fn stop(
                 continue;
             }
         }
-        if look.entry(1).is_none() {
+        if keys.owner.is_none() {
             match end_orphan(shared, held, run, &stop.reason).await {
                 Ok(()) => {}
                 // The stop is recorded. The next worker that can claim the run obeys it.
@@ -111,13 +111,13 @@ pub(super) async fn end_orphan(
     let Some(record) = shared.ports.store.get(&names::run_key(run)).await? else { return Ok(()) };
     let Some(launch) = Launch::enter(shared, run) else { return Ok(()) };
     match claim_orphan(shared, held, run, &record, Purpose::End).await {
-        Ok(Some(orphan)) => {
-            if orphan.record.status.is_ended() {
+        Ok(Some((owned, _))) => {
+            if owned.record.status.is_ended() {
                 // Another worker recorded the ending but did not complete it.
-                launch.conclude(held, orphan);
+                launch.conclude(held, owned);
             } else {
                 let why = StopWhy::User { reason: reason.clone() };
-                launch.end_stopped(held, orphan, &why);
+                launch.end_stopped(held, owned, &why);
             }
             Ok(())
         }

@@ -13,8 +13,8 @@ use protocol::time::{Millis, Timestamp};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::claim::read_record;
 use super::lease::Current;
+use super::records::RunKeys;
 use super::watchdog::waits;
 use super::{Shared, bases};
 use crate::ports::{ExecError, StoreError, Txn};
@@ -141,12 +141,12 @@ async fn need(shared: &Shared, run: &RunId) -> Result<Need, StoreError> {
         .read(names::open_key(run))
         .read(names::owner_key(run))
         .read(names::definition_key(run));
-    let look = shared.ports.store.txn(look).await?;
-    if look.entry(1).is_some() || look.entry(2).is_some() {
+    let keys = RunKeys::of(run, &shared.ports.store.txn(look).await?);
+    if keys.open.is_some() || keys.owner.is_some() {
         return Ok(Need::Open);
     }
-    let Some(entry) = look.entry(0) else { return Ok(Need::None) };
-    let record = read_record(run, entry, look.entry(3))?.record;
+    let Some(stored) = keys.stored(run) else { return Ok(Need::None) };
+    let record = stored?.record;
     if !record.status.is_ended() {
         return Ok(Need::Open);
     }

@@ -9,15 +9,13 @@ use protocol::time::Millis;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::Shared;
-use super::claim::Claimed;
 use super::drive::{Drive, Signals};
 use super::lease::HeldLease;
-use super::orphan::Orphan;
 use super::records::Ownership;
 use super::roster::Handle;
 use super::verdict::Verdict;
 use crate::ports::StopSignal;
-use crate::rules::run::{Effect, EventDraft, Run, StopWhy};
+use crate::rules::run::{Effect, EventDraft, PreviousOwner, Run, StopWhy};
 
 /// A place in the roster, reserved before the claim.
 #[must_use = "a place that is neither used nor cancelled keeps its run from ever being taken here"]
@@ -25,13 +23,6 @@ pub(super) struct Launch {
     shared: Arc<Shared>,
     run: RunId,
     signals: Signals,
-}
-
-impl From<Orphan> for Ownership {
-    fn from(orphan: Orphan) -> Self {
-        let Orphan { claim, record, modified, logger_url, past: _ } = orphan;
-        Self { claim, record, modified, logger_url }
-    }
 }
 
 impl Launch {
@@ -60,14 +51,12 @@ impl Launch {
     pub(super) fn drive_new(
         self,
         held: &HeldLease,
-        claimed: Claimed,
-        named: bool,
-        slot: Option<OwnedSemaphorePermit>,
+        owned: Ownership,
+        (verdict, named): (Verdict, bool),
+        slot: OwnedSemaphorePermit,
     ) {
-        let Claimed { claim, record, modified, verdict, logger_url } = claimed;
-        let owned = Ownership { claim, record, modified, logger_url };
         let scheduled = scheduled(&self.run, named);
-        self.drive(held, owned, slot, |run, now| {
+        self.drive(held, owned, Some(slot), |run, now| {
             let mut first = vec![scheduled];
             first.extend(match verdict {
                 Verdict::Run => run.begin(now),
@@ -80,25 +69,30 @@ impl Launch {
     }
 
     /// Resumes a run from an earlier owner.
-    pub(super) fn resume(self, held: &HeldLease, orphan: Orphan, slot: OwnedSemaphorePermit) {
-        let (past, max_losses) = (orphan.past.clone(), self.shared.options.max_losses);
-        let resume = |run: &mut Run, now| run.resume(now, past, max_losses);
-        self.drive(held, orphan.into(), Some(slot), resume);
+    pub(super) fn resume(
+        self,
+        held: &HeldLease,
+        owned: Ownership,
+        past: PreviousOwner,
+        slot: OwnedSemaphorePermit,
+    ) {
+        let max_losses = self.shared.options.max_losses;
+        self.drive(held, owned, Some(slot), |run, now| run.resume(now, past, max_losses));
     }
 
     /// Ends an orphan as stopped.
-    pub(super) fn end_stopped(self, held: &HeldLease, orphan: Orphan, why: &StopWhy) {
-        self.drive(held, orphan.into(), None, |run, now| run.stop_now(now, why));
+    pub(super) fn end_stopped(self, held: &HeldLease, owned: Ownership, why: &StopWhy) {
+        self.drive(held, owned, None, |run, now| run.stop_now(now, why));
     }
 
     /// Ends a run that this worker had lost as failed.
-    pub(super) fn end_lost(self, held: &HeldLease, orphan: Orphan, cause: Cause, why: &str) {
-        self.drive(held, orphan.into(), None, |run, now| run.refuse(now, cause, why));
+    pub(super) fn end_lost(self, held: &HeldLease, owned: Ownership, cause: Cause, why: &str) {
+        self.drive(held, owned, None, |run, now| run.refuse(now, cause, why));
     }
 
     /// Completes a run whose ending is recorded.
-    pub(super) fn conclude(self, held: &HeldLease, orphan: Orphan) {
-        self.drive(held, orphan.into(), None, |_, _| Vec::new());
+    pub(super) fn conclude(self, held: &HeldLease, owned: Ownership) {
+        self.drive(held, owned, None, |_, _| Vec::new());
     }
 
     fn drive(

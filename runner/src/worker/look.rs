@@ -5,21 +5,17 @@ use protocol::id::{PipelineId, RunId};
 use protocol::names;
 use protocol::run::{Registered, StopEntry};
 
+use super::records::{RunKeys, entry};
 use crate::ports::{Entry, Txn, TxnReply};
 use crate::rules::run::StopWhy;
 
 /// The state read from the store before a start is claimed, all at one revision.
 #[derive(Default)]
 pub(super) struct Look {
-    pub(super) seen: bool,
-    pub(super) stop: Option<Entry>,
+    pub(super) run: RunKeys,
     pub(super) pipeline: Option<Entry>,
     pub(super) logger: Option<Entry>,
-    pub(super) owner: Option<Entry>,
-    pub(super) record: Option<Entry>,
-    pub(super) definition: Option<Entry>,
-    pub(super) parent: Option<Entry>,
-    pub(super) parent_definition: Option<Entry>,
+    pub(super) parent: RunKeys,
 }
 
 impl Look {
@@ -44,7 +40,7 @@ impl Look {
             txn = txn.read(names::pipeline_key(&id));
         }
         if let Some(logger) = &start.logger {
-            txn = txn.read(format!("{}{logger}", names::LOGGERS));
+            txn = txn.read(logger_key(logger));
         }
         if let Some(parent) = &start.parent {
             txn = txn
@@ -55,30 +51,20 @@ impl Look {
     }
 
     /// Parses the reply to [`Look::read`] or [`Look::claim`].
-    pub(super) fn of(reply: &TxnReply, start: &Start) -> Self {
-        let stored = pipeline_id(start).is_some();
-        let logger_at = if stored { 5 } else { 4 };
-        let parent_at = logger_at + usize::from(start.logger.is_some());
-        let definition_at = parent_at + 2 * usize::from(start.parent.is_some());
+    pub(super) fn of(reply: &TxnReply, run: &RunId, start: &Start) -> Self {
+        let pipeline = pipeline_id(start).map(|id| names::pipeline_key(&id));
+        let parent = start.parent.as_ref();
         Self {
-            seen: reply.entry(0).is_some(),
-            stop: reply.entry(1).cloned(),
-            owner: reply.entry(2).cloned(),
-            record: reply.entry(3).cloned(),
-            definition: reply.entry(definition_at).cloned(),
-            pipeline: if stored { reply.entry(4).cloned() } else { None },
-            logger: start.logger.as_ref().and_then(|_| reply.entry(logger_at).cloned()),
-            parent: start.parent.as_ref().and_then(|_| reply.entry(parent_at).cloned()),
-            parent_definition: start
-                .parent
-                .as_ref()
-                .and_then(|_| reply.entry(parent_at + 1).cloned()),
+            run: RunKeys::of(run, reply),
+            pipeline: pipeline.and_then(|key| entry(reply, &key)),
+            logger: start.logger.as_ref().and_then(|logger| entry(reply, &logger_key(logger))),
+            parent: parent.map(|it| RunKeys::of(&it.run_id, reply)).unwrap_or_default(),
         }
     }
 
     /// Why the run is to be stopped, if a stop was recorded before its start arrived.
     pub(super) fn stop_why(&self) -> Option<StopWhy> {
-        let entry = self.stop.as_ref()?;
+        let entry = self.run.stop.as_ref()?;
         let reason =
             serde_json::from_slice::<StopEntry>(&entry.value).ok().and_then(|stop| stop.reason);
         Some(StopWhy::User { reason })
@@ -91,6 +77,11 @@ pub(super) fn pipeline_id(start: &Start) -> Option<PipelineId> {
         Target::Stored(id) => Some(id.clone()),
         Target::Inline(pipeline) => pipeline.id().ok(),
     }
+}
+
+/// Returns the key of a logger.
+pub(super) fn logger_key(logger: &impl std::fmt::Display) -> String {
+    format!("{}{logger}", names::LOGGERS)
 }
 
 /// Returns the URL of a registered logger. `None` if the entry is missing or unreadable.

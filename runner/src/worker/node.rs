@@ -7,8 +7,8 @@ use protocol::run::{NodeEntry, NodeState};
 use tracing::warn;
 
 use super::Shared;
-use super::claim::json;
 use super::lease::Current;
+use super::records::json;
 use super::watchdog::waits;
 use crate::ports::Txn;
 

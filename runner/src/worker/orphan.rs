@@ -7,23 +7,15 @@ use protocol::run::RunRecord;
 use tracing::warn;
 
 use super::Shared;
-use super::claim::{adopted, not_restored, read_record};
 use super::lease::HeldLease;
-use super::look::logger_url;
-use super::records::{SMALL_RECORD, fitting, owner_value};
+use super::look::{logger_key, logger_url};
+use super::records::{
+    Ownership, RunKeys, SMALL_RECORD, entry, fitting, not_restored, owner_value, read_record,
+};
 use super::release::release;
 use super::retry::Retry;
 use crate::ports::{Claim, Entry, Expect, StoreError, Txn, TxnReply};
 use crate::rules::run::PreviousOwner;
-
-/// A former orphan, now claimed by this worker.
-pub(super) struct Orphan {
-    pub(super) claim: Claim,
-    pub(super) record: RunRecord,
-    pub(super) modified: i64,
-    pub(super) logger_url: Option<String>,
-    pub(super) past: PreviousOwner,
-}
 
 /// Why an orphan is claimed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,7 +103,7 @@ pub(super) async fn claim_orphan(
     run: &RunId,
     record: &Entry,
     purpose: Purpose,
-) -> Result<Option<Orphan>, StoreError> {
+) -> Result<Option<(Ownership, PreviousOwner)>, StoreError> {
     let parsed = read_record(run, record, None)?.record;
     let node = parsed.node.clone().unwrap_or_else(|| shared.options.node.clone());
     // An owner records its epoch with its first write. Before that, its claim is the last change.
@@ -121,12 +113,14 @@ pub(super) async fn claim_orphan(
     // Check for a restored store before the claim, because a claim would modify that store.
     let mut look = Txn::new().read(names::definition_key(run));
     if let Some(logger) = &parsed.logger {
-        look = look.read(format!("{}{logger}", names::LOGGERS));
+        look = look.read(logger_key(logger));
     }
     let look = shared.ports.store.txn(look).await?;
     not_restored(run, record, look.revision)?;
-    let logger_url = parsed.logger.as_ref().and_then(|_| logger_url(look.entry(1)));
-    let Stored { record: mut parsed, inline, .. } = read_record(run, record, look.entry(0))?;
+    let logger = parsed.logger.as_ref().and_then(|logger| entry(&look, &logger_key(logger)));
+    let logger_url = logger_url(logger.as_ref());
+    let definition = RunKeys::of(run, &look).definition;
+    let Stored { record: mut parsed, inline, .. } = read_record(run, record, definition.as_ref())?;
     if !parsed.status.is_ended() {
         parsed.attempt += 1;
         parsed.epoch = None;
@@ -156,25 +150,23 @@ pub(super) async fn claim_orphan(
         }
     };
     if !reply.committed {
-        let ours =
-            reply.entry(0).filter(|o| o.value == owner_value(&shared.options.node, held.lease));
+        let keys = RunKeys::of(run, &reply);
+        if !keys.is_owned_under(&shared.options.node, held.lease) {
+            return Ok(None);
+        }
         // A claim of this worker whose reply was lost. No drive exists for it, because the caller
         // holds its place in the roster.
-        return match (ours, reply.entry(1)) {
-            (Some(owner), Some(record)) => {
-                let (claim, record, modified) = adopted(run, owner, (record, reply.entry(2)))?;
-                if record.epoch == Some(claim.epoch) {
-                    // The run was started under this claim, so nothing more may be published under
-                    // its epoch. The next scan finds it without an owner.
-                    release(shared, &claim, &held.lost).await;
-                    return Ok(None);
-                }
-                Ok(Some(Orphan { claim, record, modified, logger_url, past }))
-            }
-            (_, _) => Ok(None),
-        };
+        let Some(owned) = keys.ownership(run, logger_url)? else { return Ok(None) };
+        if owned.record.epoch == Some(owned.claim.epoch) {
+            // The run was started under this claim, so nothing more may be published under its
+            // epoch. The next scan finds it without an owner.
+            release(shared, &owned.claim, &held.lost).await;
+            return Ok(None);
+        }
+        return Ok(Some((owned, past)));
     }
-    let claim =
-        Claim { run: run.clone(), epoch: Epoch(reply.revision), node: shared.options.node.clone() };
-    Ok(Some(Orphan { claim, record: parsed, modified: reply.revision, logger_url, past }))
+    let (epoch, node) = (Epoch(reply.revision), shared.options.node.clone());
+    let claim = Claim { run: run.clone(), epoch, node };
+    let modified = reply.revision;
+    Ok(Some((Ownership { claim, record: parsed, modified, logger_url }, past)))
 }

@@ -2,13 +2,13 @@
 
 use protocol::budget::json_bytes;
 use protocol::command::Start;
+use protocol::definition::Stored;
 use protocol::id::RunId;
 use protocol::pipeline::Pipeline;
 use protocol::run::{RunRecord, StepRecord};
 
 use super::Shared;
-use super::claim::read_record;
-use crate::ports::{Entry, StoreError};
+use super::records::RunKeys;
 
 /// The maximum size of these steps. The claim writes them in one request with the definition.
 const MAX_KEPT_BYTES: usize = 896 * 1024;
@@ -26,19 +26,6 @@ pub(super) enum ParentError {
     Ever(String),
 }
 
-/// The state of a start's parent in the store.
-pub(super) struct ParentEntries<'a> {
-    pub(super) record: Option<&'a Entry>,
-    pub(super) definition: Option<&'a Entry>,
-}
-
-impl ParentEntries<'_> {
-    fn read(&self, of: &RunId) -> Option<Result<RunRecord, StoreError>> {
-        let record = self.record?;
-        Some(read_record(of, record, self.definition).map(|stored| stored.record))
-    }
-}
-
 /// Whether a start has the definition, variables and parameters of its parent. Otherwise it could read
 /// the images and results of a run of somebody else with steps of its own.
 fn is_same(start: &Start, pipeline: &Pipeline, parent: &RunRecord) -> bool {
@@ -51,10 +38,10 @@ fn is_same(start: &Start, pipeline: &Pipeline, parent: &RunRecord) -> bool {
 pub(super) fn is_trusted_parent(
     of: &RunId,
     start: &Start,
-    entries: &ParentEntries<'_>,
+    keys: &RunKeys,
     pipeline: Option<&Pipeline>,
 ) -> bool {
-    let Some(Ok(parent)) = entries.read(of) else { return false };
+    let Some(Ok(Stored { record: parent, .. })) = keys.stored(of) else { return false };
     parent.trusted && pipeline.is_some_and(|pipeline| is_same(start, pipeline, &parent))
 }
 
@@ -62,15 +49,14 @@ pub(super) fn is_trusted_parent(
 pub(super) fn after_parent(
     shared: &Shared,
     start: &Start,
-    entries: &ParentEntries<'_>,
+    keys: &RunKeys,
     pipeline: &Pipeline,
 ) -> Result<Vec<StepRecord>, ParentError> {
     let Some(parent) = &start.parent else { return Ok(Vec::new()) };
     let of = &parent.run_id;
-    let record = entries.read(of);
-    let record = match record {
-        Some(Ok(record)) if record.status.is_ended() => record,
-        Some(Ok(record)) => {
+    let record = match keys.stored(of) {
+        Some(Ok(Stored { record, .. })) if record.status.is_ended() => record,
+        Some(Ok(Stored { record, .. })) => {
             return Err(ParentError::Ever(format!("run {of} is {}", record.status)));
         }
         Some(Err(cause)) => return Err(ParentError::Ever(cause.to_string())),

@@ -10,10 +10,10 @@ use protocol::names;
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::claim::has_ended;
 use super::launch::Launch;
 use super::lease::HeldLease;
 use super::orphan::{Purpose, claim_orphan};
+use super::records::has_ended;
 use super::watchdog::{beat, waits};
 use super::{Lost, Shared};
 use crate::ports::StoreError;
@@ -109,11 +109,11 @@ async fn reclaim_one(
     }
     let Some(launch) = Launch::enter(shared, run) else { return Ok(false) };
     match claim_orphan(shared, held, run, &record, Purpose::End).await {
-        Ok(Some(orphan)) => {
+        Ok(Some((owned, _))) => {
             if ended {
-                launch.conclude(held, orphan);
+                launch.conclude(held, owned);
             } else {
-                launch.end_lost(held, orphan, lost.cause, &lost.why);
+                launch.end_lost(held, owned, lost.cause, &lost.why);
             }
             Ok(true)
         }

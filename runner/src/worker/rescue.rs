@@ -17,12 +17,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::Shared;
-use super::claim::read_record;
 use super::control::end_orphan;
 use super::launch::Launch;
 use super::lease::{Current, HeldLease};
 use super::orphan::{Purpose, claim_orphan};
-use super::records::owner_value;
+use super::records::{RunKeys, owner_value, read_record};
 use super::watchdog::{self, beat};
 use crate::ports::{Change, Entry, StoreError, Txn};
 use crate::rules::quota::{self, MemoryFit};
@@ -324,14 +323,14 @@ impl Rescue<'_> {
         };
         let Some(launch) = Launch::enter(shared, run) else { return Ok(Some(AGAIN)) };
         match claim_orphan(shared, held, run, &entry, purpose).await {
-            Ok(Some(orphan)) => {
+            Ok(Some((owned, past))) => {
                 shared.own_lost().remove(run);
                 match slot {
                     Some(slot) => {
-                        info!(run.id = %run, previous = %orphan.past.node, "run {run} is taken over");
-                        launch.resume(held, orphan, slot);
+                        info!(run.id = %run, previous = %past.node, "run {run} is taken over");
+                        launch.resume(held, owned, past, slot);
                     }
-                    None => launch.conclude(held, orphan),
+                    None => launch.conclude(held, owned),
                 }
                 Ok(None)
             }
@@ -395,23 +394,22 @@ async fn find(
         .read(names::owner_key(run))
         .read(names::stop_key(run))
         .read(names::definition_key(run));
-    let look = shared.ports.store.txn(look).await?;
-    let mine = owner_value(&shared.options.node, held.lease);
-    let owned = look.entry(2).is_some_and(|owner| owner.value != mine);
-    let (Some(entry), Some(open), false) = (look.entry(0), look.entry(1), owned) else {
+    let keys = RunKeys::of(run, &shared.ports.store.txn(look).await?);
+    let owned = keys.owner.is_some() && !keys.is_owned_under(&shared.options.node, held.lease);
+    let (Some(entry), Some(open), false) = (&keys.record, &keys.open, owned) else {
         return Ok(OrphanAction::Settled);
     };
     if waits(&open.value) {
         return Ok(OrphanAction::Settled);
     }
-    let Stored { record, unknown, .. } = match read_record(run, entry, look.entry(4)) {
+    let Stored { record, unknown, .. } = match read_record(run, entry, keys.definition.as_ref()) {
         Ok(stored) => stored,
         Err(cause) => return Ok(OrphanAction::NotForUs(cause.to_string())),
     };
     if record.status.is_ended() {
         return Ok(OrphanAction::Ended(entry.clone()));
     }
-    if let Some(stop) = look.entry(3) {
+    if let Some(stop) = &keys.stop {
         let unsaid =
             StopEntry { reason: None, by: shared.options.node.clone(), at: record.scheduled_at };
         return Ok(OrphanAction::Stopped(serde_json::from_slice(&stop.value).unwrap_or(unsaid)));

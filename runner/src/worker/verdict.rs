@@ -7,7 +7,7 @@ use protocol::run::{Cause, StepRecord, StoredPipeline};
 
 use super::Shared;
 use super::look::{Look, logger_url};
-use super::parent::{ParentEntries, ParentError, after_parent, is_trusted_parent};
+use super::parent::{ParentError, after_parent, is_trusted_parent};
 use crate::rules::quota::{self, MemoryFit};
 use crate::rules::run::StopWhy;
 use crate::rules::template;
@@ -105,7 +105,7 @@ pub(super) fn judge(
         return refuse(Some(pipeline), *cause, why.clone());
     }
     match quota::check_memory(&pipeline, shared.ports.host.memory()) {
-        MemoryFit::Now => match after_parent(shared, start, &parent_of(look), &pipeline) {
+        MemoryFit::Now => match after_parent(shared, start, &look.parent, &pipeline) {
             Ok(steps) if steps.is_empty() => Ok((Some(pipeline), Verdict::Run)),
             Ok(steps) => Ok((Some(pipeline), Verdict::Resume(steps))),
             Err(ParentError::Here { engine, why }) => Err(NotNow { why, engine: Some(engine) }),
@@ -122,11 +122,6 @@ pub(super) fn judge(
     }
 }
 
-/// The part of the look that concerns the parent.
-fn parent_of(look: &Look) -> ParentEntries<'_> {
-    ParentEntries { record: look.parent.as_ref(), definition: look.parent_definition.as_ref() }
-}
-
 /// Whether a run executes a stored definition as it is. Only operators can store one, whereas a message
 /// can claim any group and name, and set any variable. A rerun is as trustworthy as its parent, whose
 /// definition and variables it must have.
@@ -137,7 +132,7 @@ pub(super) fn is_trusted(start: &Start, pipeline: Option<&Pipeline>, look: &Look
         (Target::Stored(_), _) => pipeline.is_some_and(declares),
         (Target::Inline(_), None) => false,
         (Target::Inline(_), Some(parent)) => {
-            is_trusted_parent(&parent.run_id, start, &parent_of(look), pipeline)
+            is_trusted_parent(&parent.run_id, start, &look.parent, pipeline)
         }
     }
 }

@@ -8,6 +8,7 @@ use protocol::names;
 use protocol::pipeline::{Mount, MountSource};
 
 use super::Shared;
+use super::records::RunKeys;
 use crate::ports::{StoreError, Txn};
 
 /// What each run that has not ended names. It never changes during a run.
@@ -44,10 +45,10 @@ impl NamedByRuns {
                 continue;
             }
             let look = Txn::new().read(names::run_key(&run)).read(names::definition_key(&run));
-            let look = store.txn(look).await?;
-            let Some(entry) = look.entry(0) else { continue };
-            let definition = look.entry(1).map(|definition| definition.value.as_slice());
-            self.0.insert(run, Named::of(&entry.value, definition));
+            let keys = RunKeys::of(&run, &store.txn(look).await?);
+            let Some(record) = keys.record else { continue };
+            let definition = keys.definition.as_ref().map(|definition| &*definition.value);
+            self.0.insert(run, Named::of(&record.value, definition));
         }
         Ok(())
     }

@@ -16,7 +16,7 @@ use super::mask::RunMask;
 use crate::ports::{Claim, Expect, Host, LeaseId, Store, StoreError, Txn, TxnReply};
 use crate::rules::callback::{Notification, NotifiedStages, Stage};
 use crate::worker::callbacks::{Inbox, value_of};
-use crate::worker::records::{SMALL_RECORD, fitting};
+use crate::worker::records::{RunKeys, SMALL_RECORD, fitting};
 use crate::worker::retry::Retry;
 use crate::worker::watchdog::beat;
 
@@ -157,10 +157,10 @@ impl Ledger {
             self.modified = reply.revision;
             return Ok(true);
         }
-        let entry = reply.entry(0);
-        let landed = entry.is_some_and(|entry| sent == Some(&*entry.value));
-        let owner = reply.entry(1);
-        let owned = owner.is_some_and(|owner| owner.create_revision == self.claim.epoch.0);
+        let keys = RunKeys::of(&self.claim.run, reply);
+        let entry = keys.record;
+        let landed = entry.as_ref().is_some_and(|entry| sent == Some(&*entry.value));
+        let owned = keys.owner.is_some_and(|owner| owner.create_revision == self.claim.epoch.0);
         let lets_go = matches!(also, WriteExtra::LetGo { .. } | WriteExtra::HandOver);
         let Some(entry) = entry.filter(|_| owned || (landed && lets_go)) else {
             return Err(WriteError::Lost);
@@ -168,7 +168,7 @@ impl Ledger {
         // If it is another record, a delayed earlier write of this owner was committed in between. The
         // fence proves that it was this owner's.
         self.modified = entry.mod_revision;
-        if !landed && also == WriteExtra::DemandNoStop && reply.entry(2).is_some() {
+        if !landed && also == WriteExtra::DemandNoStop && keys.stop.is_some() {
             return Err(WriteError::StopFound);
         }
         Ok(landed)
