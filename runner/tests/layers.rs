@@ -1,8 +1,17 @@
-//! Tests the architecture: which room may import which. Change the table only on purpose.
+//! Tests the architecture: which room may import which, and that no files depend on each other in a
+//! cycle. Change the tables only on purpose.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+#[path = "layers/dependencies.rs"]
+mod dependencies;
+#[path = "layers/modules.rs"]
+mod modules;
+
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+
+use dependencies::Dependencies;
 
 /// A room and the other rooms it may import. Future rooms are listed too, so that they are checked
 /// from their first line.
@@ -20,6 +29,26 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("config", &[]),
     ("telemetry", &[]),
     ("cli", &["app", "config", "telemetry"]),
+];
+
+/// Cycles that are still allowed: a crate, and where the files of the cycle are. The test fails if
+/// an entry is no longer needed.
+const TOLERATED_CYCLES: &[(&str, &[&str])] = &[
+    ("protocol", &["command.rs", "dialect/"]),
+    ("protocol", &["event.rs", "pipeline/", "run.rs"]),
+    ("protocol", &["schema/"]),
+    ("runner", &["app/"]),
+    ("runner", &["cli/"]),
+    ("runner", &["cluster/"]),
+    ("runner", &["config/"]),
+    ("runner", &["embedded/"]),
+    ("runner", &["exec/call/"]),
+    ("runner", &["exec/local/"]),
+    ("runner", &["exec/podman/"]),
+    ("runner", &["ports/conformance/executor/"]),
+    ("runner", &["rules/"]),
+    ("runner", &["transfer/"]),
+    ("runner", &["worker/"]),
 ];
 
 const FOREIGN_TO_RULES: &[&str] =
@@ -76,5 +105,87 @@ fn every_room_is_in_the_table_and_in_the_architecture_page() {
         let in_table = room == "app" || MAY_IMPORT.iter().any(|(name, _)| *name == room);
         assert!(in_table, "room {room} is not in the layering table");
         assert!(page.contains(&format!("`{room}`")), "ARCHITECTURE.md does not name room {room}");
+    }
+}
+
+#[test]
+fn no_files_depend_on_each_other_in_a_cycle() {
+    let mut faults = Vec::new();
+    let mut unneeded: Vec<_> = TOLERATED_CYCLES.iter().collect();
+    for name in ["protocol", "runner"] {
+        let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(name).join("src");
+        let dependencies = Dependencies::read(&src);
+        for cycle in dependencies.cycles() {
+            let is_tolerated = |entry: &(&str, &[&str])| {
+                let covers = |file: &PathBuf| {
+                    entry.1.iter().any(|prefix| file.to_str().unwrap().starts_with(prefix))
+                };
+                entry.0 == name && cycle.iter().all(covers)
+            };
+            if !TOLERATED_CYCLES.iter().any(is_tolerated) {
+                faults.push(format!("cycle in {name}:\n{}", dependencies.describe(&cycle)));
+            }
+            unneeded.retain(|entry| !is_tolerated(entry));
+        }
+    }
+    for entry in unneeded {
+        faults.push(format!("no cycle needs this entry of TOLERATED_CYCLES: {entry:?}"));
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+/// Writes the files of a crate and returns its cycles.
+fn cycles_of(files: &[(&str, &str)]) -> Vec<BTreeSet<PathBuf>> {
+    let dir = tempfile::tempdir().unwrap();
+    for (file, text) in files {
+        let path = dir.path().join(file);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+    Dependencies::read(dir.path()).cycles()
+}
+
+fn cycle(files: &[&str]) -> BTreeSet<PathBuf> {
+    files.iter().map(PathBuf::from).collect()
+}
+
+#[test]
+fn items_of_a_parent_and_its_child_make_a_cycle() {
+    let child = ("a/b.rs", "use super::Parent; pub fn make() -> Parent { Parent }");
+    let uses = "mod b; pub struct Parent; pub fn call() { b::make(); }";
+    let expected = vec![cycle(&["a/b.rs", "a/mod.rs"])];
+    assert_eq!(cycles_of(&[("lib.rs", "mod a;"), ("a/mod.rs", uses), child]), expected);
+    let declares = "mod b; pub use b::make; pub struct Parent;";
+    assert!(cycles_of(&[("lib.rs", "mod a;"), ("a/mod.rs", declares), child]).is_empty());
+}
+
+#[test]
+fn a_reexport_leads_to_the_file_that_defines_the_item() {
+    let root = ("lib.rs", "mod a; mod c;");
+    let parent = ("a/mod.rs", "mod b; pub use self::b::*;");
+    let child = ("a/b.rs", "pub struct Item; fn f() { crate::c::f() }");
+    let expected = vec![cycle(&["a/b.rs", "c.rs"])];
+    for user in [
+        "pub fn f() { let _ = crate::a::Item; }",
+        "pub fn f() { println!(\"{:?}\", crate::a::Item::new()) }",
+        "pub fn f() { use crate::a; { let _: a::Item; } }",
+        "use super::a::{Item as Other}; pub fn f() {}",
+        "pub struct S { #[serde(with = \"crate::a::Item\")] s: u8 } pub fn f() {}",
+    ] {
+        assert_eq!(cycles_of(&[root, parent, child, ("c.rs", user)]), expected, "{user}");
+    }
+}
+
+#[test]
+fn tests_and_documentation_make_no_cycle() {
+    let root = ("lib.rs", "mod a; mod b;");
+    let named = ("a.rs", "pub fn f() { crate::b::f() }");
+    for user in [
+        "pub fn f() {} #[cfg(test)] mod tests { use crate::a::f; }",
+        "#[cfg(test)] use crate::a; pub fn f() {}",
+        "/// [`crate::a::f`]\npub fn f() {}",
+        "use crate::a; pub fn f() { let a = 1; a.f(); }",
+    ] {
+        assert!(cycles_of(&[root, named, ("b.rs", user)]).is_empty(), "{user}");
     }
 }
