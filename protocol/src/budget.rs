@@ -1,12 +1,17 @@
-//! The size limit of a run record, and how a larger record is cut.
+//! The size limits of a start and a run record, and how a larger record is cut.
 //!
 //! etcd accepts at most 1.5 MiB in one request. If a record reached that size, even the end of the
 //! run could not be recorded.
 
 use serde::Serialize;
 
+use crate::pipeline::{Params, Pipeline, Vars};
+use crate::quantity;
 use crate::run::RunRecord;
 
+/// The maximum size of a start's definition, variables and values as JSON, in bytes. etcd accepts
+/// requests of up to 1.5 MiB, and a request holds the definition once.
+pub const MAX_START_BYTES: usize = 512 * 1024;
 /// The maximum size of a record as JSON, in bytes. The rest of a request is for the transaction's
 /// other keys.
 pub const MAX_RECORD_BYTES: usize = 1280 * 1024;
@@ -37,6 +42,28 @@ pub fn json_bytes(value: &impl Serialize) -> usize {
     // Writing the value later reports the same error.
     serde_json::to_writer(&mut count, value).ok();
     count.0
+}
+
+/// The bytes of a start that count against [`MAX_START_BYTES`]: its inline definition, if any, its
+/// variables and its values, as JSON.
+#[must_use]
+pub fn start_bytes(definition: Option<&Pipeline>, vars: &Vars, params: &Params) -> usize {
+    let definition = definition.map_or(0, json_bytes);
+    definition + json_bytes(&(vars, params))
+}
+
+/// The rejection message if a start is too large.
+#[must_use]
+pub fn too_large(definition: Option<&Pipeline>, vars: &Vars, params: &Params) -> Option<String> {
+    let bytes = start_bytes(definition, vars, params);
+    let readable = |bytes: usize| quantity::readable(u64::try_from(bytes).unwrap_or(u64::MAX));
+    (bytes > MAX_START_BYTES).then(|| {
+        format!(
+            "the definition, variables and values of a start take {} as JSON, more than the limit of {}",
+            readable(bytes),
+            readable(MAX_START_BYTES)
+        )
+    })
 }
 
 /// Cuts a text at a character boundary and appends `…`.

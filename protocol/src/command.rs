@@ -4,11 +4,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 use thiserror::Error;
 
+pub use crate::budget::{MAX_START_BYTES, start_bytes, too_large};
 use crate::dialect;
 use crate::dialect::tree::{self, Node, Value, quoted};
 use crate::id::{PipelineId, RegisteredName, RunId, StepName};
+pub use crate::pipeline::bad_variable;
 use crate::pipeline::{Params, Pipeline, Vars};
-use crate::quantity;
 use crate::run::Parent;
 use crate::time::Millis;
 
@@ -20,37 +21,6 @@ pub const STOP: &str = "pipeline/stop";
 pub const PAUSE: &str = "pipeline/pause";
 /// The `type` property of an unpause command.
 pub const UNPAUSE: &str = "pipeline/unpause";
-
-/// The maximum size of a start's definition, variables and values as JSON, in bytes. etcd accepts
-/// requests of up to 1.5 MiB, and a request holds the definition once.
-pub const MAX_START_BYTES: usize = 512 * 1024;
-
-/// The bytes of a start that count against [`MAX_START_BYTES`]: its inline definition, if any, its
-/// variables and its values, as JSON.
-#[must_use]
-pub fn start_bytes(definition: Option<&Pipeline>, vars: &Vars, params: &Params) -> usize {
-    let definition = definition.map_or(0, json_bytes);
-    definition + json_bytes(&(vars, params))
-}
-
-/// The rejection message if a start is too large.
-#[must_use]
-pub fn too_large(definition: Option<&Pipeline>, vars: &Vars, params: &Params) -> Option<String> {
-    let bytes = start_bytes(definition, vars, params);
-    let readable = |bytes: usize| quantity::readable(u64::try_from(bytes).unwrap_or(u64::MAX));
-    (bytes > MAX_START_BYTES).then(|| {
-        format!(
-            "the definition, variables and values of a start take {} as JSON, more than the limit of {}",
-            readable(bytes),
-            readable(MAX_START_BYTES)
-        )
-    })
-}
-
-/// A value that cannot be serialized cannot be sent, so its size does not matter.
-fn json_bytes(value: &impl Serialize) -> usize {
-    serde_json::to_vec(value).map_or(0, |json| json.len())
-}
 
 /// A decoded command.
 #[derive(Debug, Clone, PartialEq)]
@@ -318,15 +288,6 @@ fn params(fields: &Fields<'_>) -> Result<Params, Malformed> {
             Err(fields.bad("params", map, "an object"))
         }
     }
-}
-
-/// The rule that a variable breaks, if it cannot be passed to a process.
-#[must_use]
-pub fn bad_variable(name: &str, value: &str) -> Option<&'static str> {
-    if name.is_empty() || name.contains('=') || name.contains('\0') {
-        return Some("a name that is not empty and has no `=` and no NUL character");
-    }
-    value.contains('\0').then_some("a value without NUL characters")
 }
 
 fn toggle(fields: &Fields<'_>) -> Result<Toggle, Malformed> {

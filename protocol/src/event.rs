@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{Epoch, NodeId, RegisteredName, RunId, StepName};
-use crate::run::Cause;
+use crate::status::Cause;
 use crate::time::Millis;
 
 /// One message on the stream.

@@ -7,9 +7,10 @@
 //! | [`names`] | exchanges, queues, keys, labels |
 //! | [`command`] | decoding of the commands that people publish |
 //! | [`event`] | events on the stream |
+//! | [`status`] | how far a run or a step is, and why it ended |
 //! | [`run`] | stored values of runs, nodes and registrations |
 //! | [`definition`] | the immutable parts of a run, stored under their own key |
-//! | [`budget`] | the size limit of a run record, and how a larger record is cut |
+//! | [`budget`] | the size limits of a start and a run record, and how a larger record is cut |
 //! | [`pipeline`] | the one pipeline model |
 //! | [`dialect`] | parsers from files and messages to the model, which report every fault at once |
 //! | [`diagnostic`] | a fault: its location, message and hint |
@@ -31,4 +32,5 @@ pub mod quantity;
 pub mod run;
 pub mod schema;
 pub mod shell;
+pub mod status;
 pub mod time;

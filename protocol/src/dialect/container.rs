@@ -3,7 +3,6 @@
 use serde_json::{Map, Value as Json};
 
 use super::bob::rules;
-use super::job::plain;
 use super::reader::{Field, Keys, Reader};
 use super::tree::quoted;
 use crate::pipeline::{BadMount, ExecutorKind, Mount, Network, ProcessLimits};
@@ -66,8 +65,8 @@ pub(super) fn with(
         }
     }
     let image = reader.optional(&fields, "image", |r, f| r.checked_text(f, rules::image));
-    let namespace = reader.optional(&fields, "namespace", |r, f| r.checked_text(f, plain));
-    let label = reader.optional(&fields, "label", |r, f| r.checked_text(f, plain));
+    let namespace = reader.optional(&fields, "namespace", |r, f| r.checked_text(f, rules::plain));
+    let label = reader.optional(&fields, "label", |r, f| r.checked_text(f, rules::plain));
     let all = [
         ("image", image.map(Json::from)),
         ("namespace", namespace.map(Json::from)),

@@ -5,7 +5,7 @@ use serde_json::{Map, Number, Value as Json};
 
 use super::bob::rules;
 use super::reader::{Field, Keys, Reader};
-use super::tree::{Node, Value, quoted};
+use super::tree::{Node, Position, Value, quoted};
 use crate::diagnostic::{Class, Diagnostic};
 use crate::pipeline::{
     Callback, Layout, Missing, Output, OutputKind, Pattern, Pipeline, RelativeTo, SecretUse, Token,
@@ -250,10 +250,13 @@ fn number(text: &str) -> Option<Number> {
     }
 }
 
+/// The end of the warning about a secret in clear text in a file. The path of its key comes before it.
+pub const LITERAL_SECRET: &str = "is a secret in clear text";
+
 /// A warning for each clear-text secret. `place` maps a path in the model to the document.
 pub(super) fn literal_secrets(
     pipeline: &Pipeline,
-    place: impl Fn(&str) -> (super::Position, String),
+    place: impl Fn(&str) -> (Position, String),
 ) -> Vec<Diagnostic> {
     let warn = |path: String| {
         let hint = if can_name_secret(&path) {
@@ -262,7 +265,7 @@ pub(super) fn literal_secrets(
             "{secret-name: NAME} cannot stand here, so send the secret in a header"
         };
         let (at, path) = place(&path);
-        let message = format!("`{path}` {}", super::LITERAL_SECRET);
+        let message = format!("`{path}` {}", LITERAL_SECRET);
         let fault = at.fault(message, Some(hint));
         Diagnostic { class: Class::Warning, path, ..fault }
     };

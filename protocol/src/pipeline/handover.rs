@@ -3,6 +3,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::id::RegisteredName;
+
 /// Files of a step that are kept with its run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -32,6 +34,18 @@ impl Output {
     pub fn is_of_files(&self) -> bool {
         self.path != "result.json" || self.missing == Missing::Fail
     }
+}
+
+/// A file or directory that a step uploads for others.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub struct Artifact {
+    /// The name in the store.
+    pub name: String,
+    /// The path, relative to the step's working directory.
+    pub path: String,
+    /// The registered artifact store.
+    pub store: RegisteredName,
 }
 
 /// The kind of an output.

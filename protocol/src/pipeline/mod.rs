@@ -12,8 +12,10 @@ mod limits;
 mod mount;
 mod network;
 mod pattern;
+mod pull;
 mod secret;
 mod step;
+mod vars;
 
 use indexmap::IndexMap;
 use schemars::JsonSchema;
@@ -23,43 +25,24 @@ pub use self::end::EndSignal;
 pub use self::graph::Graph;
 pub(crate) use self::graph::depths;
 pub use self::handover::{
-    Callback, Layout, Missing, Output, OutputKind, RelativeTo, SecretUse, Token,
+    Artifact, Callback, Layout, Missing, Output, OutputKind, RelativeTo, SecretUse, Token,
 };
 pub use self::limits::ProcessLimits;
 pub use self::mount::{BadMount, Mount, MountOption, MountSource, Propagation};
 pub use self::network::{BadNetwork, BadNetworkGrant, Network, NetworkGrant, NetworkMode};
 pub use self::pattern::{BadPattern, Pattern, Selection};
+pub use self::pull::PullPolicy;
 pub use self::secret::{
     can_name_secret, is_secret_header, mask_stored_definition, mask_stored_run,
 };
 pub use self::step::{
     Backoff, Cmd, ExecutorKind, OnLogLimit, Retry, RetryOn, Shell, Step, Template, When,
 };
+pub(crate) use self::vars::Scalar;
+use self::vars::VARIABLE;
+pub use self::vars::{Params, Vars, bad_variable};
 use crate::id::{PipelineId, RegisteredName};
 use crate::quantity::{Cpu, Memory, Span};
-
-/// Variables, in the order in which they were written.
-pub type Vars = IndexMap<String, String>;
-
-/// Template values of a run: text, numbers, lists or maps.
-pub type Params = serde_json::Map<String, serde_json::Value>;
-
-// Only the schema is used. The dialect reads a tree that preserves the spelling of numbers.
-/// A text, or a scalar that becomes text as it was written.
-#[derive(JsonSchema)]
-#[serde(untagged)]
-#[allow(dead_code, reason = "only its schema is used")]
-pub(crate) enum Scalar {
-    /// A text.
-    Text(String),
-    /// `2.50` becomes "2.50".
-    Number(f64),
-    /// `true` becomes "true".
-    Boolean(bool),
-}
-
-/// Pattern for the name of a variable.
-const VARIABLE: &str = r"^[^=\x00]+$";
 
 /// A pipeline's definition.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -171,19 +154,6 @@ pub enum Strategy {
     PartitionedReplace,
 }
 
-/// When to pull an image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum PullPolicy {
-    /// For every run.
-    Always,
-    /// If the engine does not have it.
-    #[default]
-    Missing,
-    /// Never. The run fails if the engine does not have it.
-    Never,
-}
-
 /// What to do with a run whose owner is lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -221,18 +191,6 @@ pub enum ResourceKind {
     External,
     /// An artifact of an earlier run.
     Internal,
-}
-
-/// A file or directory that a step uploads for others.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub struct Artifact {
-    /// The name in the store.
-    pub name: String,
-    /// The path, relative to the step's working directory.
-    pub path: String,
-    /// The registered artifact store.
-    pub store: RegisteredName,
 }
 
 /// Memory that a run requests, and limits for its steps.

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::{Artifact, Callback, EndSignal, Output, PullPolicy, Scalar, SecretUse, VARIABLE, Vars};
 use crate::id::StepName;
 use crate::quantity::Span;
-use crate::run::Cause;
+use crate::status::Cause;
 
 /// One step of a pipeline.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]

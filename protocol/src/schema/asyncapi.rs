@@ -3,7 +3,7 @@
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
-use super::{command_bodies, definitions_as_written};
+use super::written::{VERSION, command_bodies, definitions_as_written};
 use crate::event::Event;
 use crate::{command, names};
 
@@ -13,7 +13,7 @@ pub(super) fn document() -> Value {
     let (schemas, messages) = components();
     let mut document = json!({
         "asyncapi": "3.0.0",
-        "id": format!("urn:bob-runner:asyncapi:{}", super::VERSION),
+        "id": format!("urn:bob-runner:asyncapi:{}", VERSION),
         "info": {
             "title": "bob-runner",
             "version": env!("CARGO_PKG_VERSION"),

@@ -2,23 +2,19 @@
 //!
 //! `null` counts as absent. Keys of two words can be written with `-` or `_`.
 
+mod resources;
 pub(super) mod rules;
 pub(super) mod steps;
 
-use indexmap::IndexMap;
-
 use super::container;
 use super::reader::{Field, Fields, Keys, Reader};
-use super::tree::{Node, Position, quoted};
-use crate::command::bad_variable;
+use super::tree::Node;
 use crate::diagnostic::Diagnostic;
-use crate::id::{PipelineId, RunId};
+use crate::id::PipelineId;
 use crate::pipeline::{
-    Admission, ExecutorKind, FailureMode, Limits, OnLost, Pipeline, PullPolicy, Quotas, Requests,
-    Resource, ResourceKind, Step, Strategy, Vars,
+    Admission, ExecutorKind, FailureMode, Limits, OnLost, Pipeline, Quotas, Requests, Step,
+    Strategy, bad_variable,
 };
-
-pub(super) use self::rules::is_qualified;
 
 const PIPELINE: Keys = Keys {
     known: &[
@@ -50,24 +46,10 @@ const PIPELINE: Keys = Keys {
     ],
 };
 
-const RESOURCE: Keys = Keys {
-    known: &["name", "type", "provider", "params"],
-    instead: &[
-        ("kind", "did you mean `type`?"),
-        ("parameters", "did you mean `params`?"),
-        ("store", "did you mean `provider`?"),
-    ],
-};
-
 const QUOTAS: Keys = Keys { known: &["requests", "limits"], instead: &[] };
 const MEMORY: (&str, &str) = ("memory", "did you mean `mem`?");
 const REQUESTS: Keys = Keys { known: &["mem"], instead: &[MEMORY] };
 const LIMITS: Keys = Keys { known: &["cpu", "mem"], instead: &[MEMORY] };
-const PULL: [(&str, PullPolicy); 3] = [
-    ("always", PullPolicy::Always),
-    ("missing", PullPolicy::Missing),
-    ("never", PullPolicy::Never),
-];
 const ON_LOST: [(&str, OnLost); 3] =
     [("resume", OnLost::Resume), ("restart", OnLost::Restart), ("fail", OnLost::Fail)];
 const FAILURE: [(&str, FailureMode); 2] =
@@ -124,7 +106,7 @@ impl Reader {
                 .unwrap_or_default(),
             quotas: self.optional(&fields, "quotas", Self::quotas),
             network: self.optional(&fields, "network", container::network),
-            pull: self.optional(&fields, "pull", |r, f| r.word(f, &PULL)),
+            pull: self.optional(&fields, "pull", |r, f| r.word(f, &steps::PULL)),
             timeout: self.optional(&fields, "timeout", Self::span),
             on_lost: self.optional(&fields, "on-lost", |r, f| r.word(f, &ON_LOST)),
             retention: self.optional(&fields, "retention", Self::span),
@@ -215,68 +197,6 @@ impl Reader {
         }
         is_some
     }
-
-    fn resources(&mut self, field: &Field<'_>) -> Resources {
-        let mut all = Resources { read: Vec::new(), declared: None };
-        let Some(items) = self.list(field) else {
-            return all;
-        };
-        let mut declared: IndexMap<String, Position> = IndexMap::new();
-        for item in items {
-            let Some(fields) = self.map(&item, &RESOURCE) else {
-                continue;
-            };
-            let name = self.required(&fields, "name", "what steps call it").and_then(|field| {
-                self.checked_text(&field, rules::file_name).map(|name| (field, name))
-            });
-            if let Some((field, name)) = &name
-                && let Some(first) = declared.insert(name.clone(), field.node.at)
-            {
-                let message = format!("there is a resource {} already", quoted(name));
-                self.fault(field, message, Some(&in_line(first, "give each a name of its own")));
-            }
-            all.read.extend(self.resource(&fields, name.map(|(_, name)| name)));
-        }
-        all.declared = Some(declared);
-        all
-    }
-
-    fn resource(&mut self, fields: &Fields<'_>, name: Option<String>) -> Option<Resource> {
-        let types = [("external", ResourceKind::External), ("internal", ResourceKind::Internal)];
-        let kind = self
-            .required(fields, "type", "`external` or `internal`")
-            .and_then(|field| self.word(&field, &types));
-        let provider = self
-            .required(fields, "provider", "a registered resource provider or artifact store")
-            .and_then(|field| self.parsed(&field));
-        let params = fields.get("params");
-        let read = match &params {
-            Some(field) => self.scalars(field, rules::parameter),
-            None => Some(Vars::new()),
-        };
-        if let (Some(ResourceKind::Internal), Some(read)) = (kind, &read) {
-            self.internal_params(fields, params.as_ref(), read);
-        }
-        Some(Resource { name: name?, kind: kind?, provider: provider?, params: read? })
-    }
-
-    /// An artifact is identified by the run that produced it.
-    fn internal_params(&mut self, fields: &Fields<'_>, params: Option<&Field<'_>>, read: &Vars) {
-        let hint = "the group, the name and the run-id of the run that made the artifact";
-        let Some(params) = params else {
-            drop(self.required(fields, "params", hint));
-            return;
-        };
-        for key in ["group", "name"] {
-            if !read.contains_key(key) {
-                self.fault(params, format!("`{key}` is missing in `params`"), Some(hint));
-            }
-        }
-        match read.get("run-id").or_else(|| read.get("run_id")) {
-            None => self.fault(params, "`run-id` is missing in `params`".to_owned(), Some(hint)),
-            Some(run) => drop(self.checked(params, run.parse::<RunId>())),
-        }
-    }
 }
 
 /// Whether a possibly faulty step starts on the pipeline's image, judged by its executor.
@@ -292,20 +212,5 @@ fn may_begin_with_image(step: &Node) -> bool {
             step.entry("with").is_none_or(|with| with.value.entry("image").is_none())
         }
         Some(_) | None => false,
-    }
-}
-
-/// The resources that a pipeline declares.
-struct Resources {
-    read: Vec<Resource>,
-    /// Every valid name, with its last position. `None` if `resources` is not a list.
-    declared: Option<IndexMap<String, Position>>,
-}
-
-/// Prefixes a hint with the line of the first occurrence, if known.
-pub(super) fn in_line(first: Position, advice: &str) -> String {
-    match first.line {
-        0 => advice.to_owned(),
-        line => format!("in line {line}; {advice}"),
     }
 }

@@ -115,6 +115,14 @@ pub(super) fn cycle(needs: &[Vec<usize>]) -> Vec<usize> {
     cycle
 }
 
+/// A non-empty text without control characters.
+pub(in crate::dialect) fn plain(text: &str) -> Option<&'static str> {
+    if text.is_empty() {
+        return Some("is empty");
+    }
+    text.chars().any(char::is_control).then_some("has a control character")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,15 +5,15 @@ use std::collections::HashMap;
 use indexmap::IndexMap;
 use serde_json::{Map, Value as Json};
 
-use super::{PULL, Resources, in_line, rules};
-use crate::command::bad_variable;
+use super::resources::Resources;
+use super::rules;
 use crate::dialect::reader::{Field, Fields, Keys, Reader};
 use crate::dialect::tree::{Position, Value, quoted};
 use crate::dialect::{container, handover, limits};
 use crate::id::StepName;
 use crate::pipeline::{
-    Artifact, Backoff, Cmd, EndSignal, ExecutorKind, Graph, OnLogLimit, Retry, RetryOn, Shell,
-    Step, Template, When,
+    Artifact, Backoff, Cmd, EndSignal, ExecutorKind, Graph, OnLogLimit, PullPolicy, Retry, RetryOn,
+    Shell, Step, Template, When, bad_variable,
 };
 use crate::quantity::Span;
 
@@ -75,6 +75,11 @@ const ON_LOG_LIMIT: [(&str, OnLogLimit); 2] =
     [("discard", OnLogLimit::Discard), ("fail", OnLogLimit::Fail)];
 const WHEN: [(&str, When); 2] = [("passed", When::Passed), ("ended", When::Ended)];
 
+pub(super) const PULL: [(&str, PullPolicy); 3] = [
+    ("always", PullPolicy::Always),
+    ("missing", PullPolicy::Missing),
+    ("never", PullPolicy::Never),
+];
 pub(super) const EXECUTORS: [(&str, ExecutorKind); 9] = [
     ("podman", ExecutorKind::Podman),
     ("docker", ExecutorKind::Docker),
@@ -206,7 +211,7 @@ impl Reader {
                         "a step without a name is called by its position, and there is a step \"{name}\" already"
                     )
                 };
-                self.fault(&place, message, Some(&in_line(first, "give each a name of its own")));
+                self.fault(&place, message, Some(&first.in_line("give each a name of its own")));
             }
             names.push(name);
         }

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value as Json};
 
-use super::product::{self, Key, Need, Product, ValueKind, names, plain};
+use super::product::{self, Key, Need, Product, ValueKind, names};
 use crate::dialect::bob::rules;
 use crate::dialect::reader::{Field, Keys, Reader};
 
@@ -18,7 +18,7 @@ pub(super) struct Service {
 struct Action(&'static str, &'static [&'static str], &'static [&'static str]);
 
 const SEVDESK_KEYS: [Key; 13] = [
-    Key("type", ValueKind::Text(plain), Need::May),
+    Key("type", ValueKind::Text(rules::plain), Need::May),
     Key("api_token", ValueKind::Secret, Need::Must("the token of the account")),
     Key("base_url", ValueKind::Url, Need::May),
     Key("invoice_data", ValueKind::Map, Need::May),
@@ -26,8 +26,8 @@ const SEVDESK_KEYS: [Key; 13] = [
     Key("contact_id", ValueKind::Number, Need::May),
     Key("contact_data", ValueKind::Map, Need::May),
     Key("pdf_output", ValueKind::Text(rules::artifact_path), Need::May),
-    Key("to_email", ValueKind::Text(plain), Need::May),
-    Key("subject", ValueKind::Text(plain), Need::May),
+    Key("to_email", ValueKind::Text(rules::plain), Need::May),
+    Key("subject", ValueKind::Text(rules::plain), Need::May),
     Key("text", ValueKind::Text(any), Need::May),
     Key("filter", ValueKind::Map, Need::May),
     // Enables the calls of the original runner, which differ from sevDesk's documentation.
@@ -56,7 +56,7 @@ pub(super) const SEVDESK: Service = Service {
 };
 
 const LEXWARE_KEYS: [Key; 7] = [
-    Key("type", ValueKind::Text(plain), Need::May),
+    Key("type", ValueKind::Text(rules::plain), Need::May),
     Key("api_key", ValueKind::Secret, Need::Must("the key of the account")),
     Key("base_url", ValueKind::Url, Need::May),
     Key("customer_id", ValueKind::Number, Need::May),
@@ -128,7 +128,7 @@ pub(super) fn read(
     read.with.insert("action".to_owned(), (*action).into());
     // If the product names the action, the job's `type` is a label.
     if let (Some(_), Some(label)) = (&own, label)
-        && let Some(label) = reader.checked_text(label, plain)
+        && let Some(label) = reader.checked_text(label, rules::plain)
     {
         read.with.insert("label".to_owned(), label.into());
     }

@@ -10,13 +10,12 @@ mod step;
 
 use std::collections::HashMap;
 
-pub(super) use self::product::plain;
-use super::bob::in_line;
 use super::bob::steps::MAX_STEPS;
 use super::handover::literal_secrets;
+use super::parsed::{Dialect, Parsed, in_order};
 use super::reader::{Field, Fields, Keys, Reader};
+use super::remarks::{place_of, remarks_at};
 use super::tree::{Node, Position, Value, quoted};
-use super::{Dialect, Parsed, in_order, place_of, remarks_at};
 use crate::diagnostic::Diagnostic;
 use crate::id::{PipelineId, StepName};
 use crate::pipeline::{FailureMode, Pipeline, Step};
@@ -194,7 +193,7 @@ fn names(
                     "a job without an id is called by its position, and there is a job {name} already"
                 ),
             };
-            reader.fault(place, message, Some(&in_line(first, "give each an id of its own")));
+            reader.fault(place, message, Some(&first.in_line("give each an id of its own")));
         }
         names.push(name);
     }

@@ -2,14 +2,13 @@
 
 use serde_json::{Map, Value as Json};
 
-use crate::command::bad_variable;
 use crate::dialect::bob::rules;
 use crate::dialect::container;
 use crate::dialect::handover::{entrypoint, object, token, url};
 use crate::dialect::limits::limits;
 use crate::dialect::reader::{Aliases, Field, Fields, Keys, Reader};
 use crate::dialect::tree::Value;
-use crate::pipeline::{ProcessLimits, Token, Vars};
+use crate::pipeline::{ProcessLimits, Token, Vars, bad_variable};
 
 type Rule = fn(&str) -> Option<&'static str>;
 
@@ -86,7 +85,7 @@ const DOCKER_KEYS: [Key; 9] = [
     Key("before_script", ValueKind::Lines, Need::May),
     Key("commands", ValueKind::Lines, Need::May),
     Key("script", ValueKind::Lines, Need::May),
-    Key("namespace", ValueKind::Text(plain), Need::Usual("runner")),
+    Key("namespace", ValueKind::Text(rules::plain), Need::Usual("runner")),
     Key("mounts", ValueKind::Mounts, Need::May),
     Key("env", ValueKind::Vars, Need::May),
     Key("tty", ValueKind::Switch, Need::May),
@@ -141,9 +140,9 @@ const SSH_KEYS: [Key; 8] = [
     Key("host", ValueKind::Text(word), Need::Must("where the commands are run")),
     Key("user", ValueKind::Text(word), Need::Usual("root")),
     Key("port", ValueKind::Port, Need::May),
-    Key("keyfile", ValueKind::Text(plain), Need::May),
+    Key("keyfile", ValueKind::Text(rules::plain), Need::May),
     Key("known_hosts", ValueKind::Word(&["strict", "accept-new", "off"]), Need::May),
-    Key("known_hosts_file", ValueKind::Text(plain), Need::May),
+    Key("known_hosts_file", ValueKind::Text(rules::plain), Need::May),
     Key("connect_timeout", ValueKind::Span, Need::May),
     Key("commands", ValueKind::Lines, Need::May),
 ];
@@ -291,14 +290,6 @@ fn line(reader: &mut Reader, field: &Field<'_>, text: &str) -> Option<String> {
     Some(text.to_owned())
 }
 
-/// A non-empty text without control characters.
-pub(in crate::dialect) fn plain(text: &str) -> Option<&'static str> {
-    if text.is_empty() {
-        return Some("is empty");
-    }
-    text.chars().any(char::is_control).then_some("has a control character")
-}
-
 /// A name passed as a program argument, which must not look like an option.
 fn word(text: &str) -> Option<&'static str> {
     if text.starts_with('-') {
@@ -306,7 +297,7 @@ fn word(text: &str) -> Option<&'static str> {
     }
     let inside = text.starts_with("${");
     let odd = text.chars().any(char::is_whitespace) && !inside;
-    plain(text).or_else(|| odd.then_some("has a blank"))
+    rules::plain(text).or_else(|| odd.then_some("has a blank"))
 }
 
 /// A path segment of a URL.

@@ -2,7 +2,8 @@
 
 use serde_json::{Map, Value as Json};
 
-use super::product::{self, Key, Need, Product, Read, ValueKind, names, plain};
+use super::product::{self, Key, Need, Product, Read, ValueKind, names};
+use crate::dialect::bob::rules;
 use crate::dialect::reader::{Field, Keys, Reader};
 use crate::dialect::tree::quoted;
 
@@ -69,8 +70,8 @@ const KEYS: [Key; 14] = [
     Key("api_command", ValueKind::Text(command), Need::May),
     Key("api_method", ValueKind::Word(&["GET", "POST", "PUT", "DELETE"]), Need::May),
     Key("params", ValueKind::Map, Need::May),
-    Key("ca_file", ValueKind::Text(plain), Need::May),
-    Key("fingerprint", ValueKind::Text(plain), Need::May),
+    Key("ca_file", ValueKind::Text(rules::plain), Need::May),
+    Key("fingerprint", ValueKind::Text(rules::plain), Need::May),
     Key("insecure", ValueKind::Switch, Need::May),
     Key("wait", ValueKind::Switch, Need::May),
     Key("wait_timeout", ValueKind::Span, Need::May),
@@ -94,7 +95,7 @@ pub(super) fn read(
 ) -> Option<Map<String, Json>> {
     let read = product::read(reader, field, &PRODUCT)?;
     let word = match label {
-        Some(label) => Some(reader.checked_text(label, plain)?),
+        Some(label) => Some(reader.checked_text(label, rules::plain)?),
         None => None,
     };
     let shortcut = word.as_ref().and_then(|word| SHORTCUTS.iter().find(|known| known.0 == *word));
@@ -246,20 +247,21 @@ fn finish(
 /// A name used as a path segment.
 fn part(text: &str) -> Option<&'static str> {
     let odd = !text.starts_with("${") && text.contains(['/', '?', '#', ' ']);
-    plain(text).or_else(|| odd.then_some("has a character that a part of an address cannot have"))
+    rules::plain(text)
+        .or_else(|| odd.then_some("has a character that a part of an address cannot have"))
 }
 
 fn token_id(text: &str) -> Option<&'static str> {
     let is_whole = text.starts_with("${")
         || text.split_once('!').is_some_and(|(user, name)| user.contains('@') && !name.is_empty());
-    plain(text).or_else(|| (!is_whole).then_some("is no token, such as user@realm!name"))
+    rules::plain(text).or_else(|| (!is_whole).then_some("is no token, such as user@realm!name"))
 }
 
 fn command(text: &str) -> Option<&'static str> {
     let odd = text.contains(['?', '#', ' ', '{']) && !text.contains("${");
     let leaves = text.starts_with('/') || text.split('/').any(|part| part == "..");
     let odd = odd || leaves;
-    plain(text).or_else(|| odd.then_some("is no path below a machine, such as status/start"))
+    rules::plain(text).or_else(|| odd.then_some("is no path below a machine, such as status/start"))
 }
 
 #[cfg(test)]

@@ -4,14 +4,14 @@ use serde_json::{Map, Value as Json};
 
 use super::product::{self, Read};
 use super::{api, proxmox};
-use crate::command::bad_variable;
 use crate::diagnostic::Class;
 use crate::dialect::bob::rules;
 use crate::dialect::handover;
 use crate::dialect::reader::{Field, Fields, Keys, Reader};
 use crate::id::StepName;
 use crate::pipeline::{
-    ExecutorKind, Layout, Missing, Output, RelativeTo, SecretUse, Shell, Step, Template, Vars, When,
+    ExecutorKind, Layout, Missing, Output, RelativeTo, SecretUse, Shell, Step, Template, Vars,
+    When, bad_variable,
 };
 
 pub(super) const JOB: Keys = Keys {
@@ -190,7 +190,7 @@ fn work(
             read.with.insert("tty".to_owned(), true.into());
         }
     }
-    if let Some(label) = label.and_then(|field| reader.checked_text(&field, product::plain)) {
+    if let Some(label) = label.and_then(|field| reader.checked_text(&field, rules::plain)) {
         read.with.insert("label".to_owned(), label.into());
     }
     let script = program(&read, executor);

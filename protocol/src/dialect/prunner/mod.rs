@@ -12,12 +12,11 @@ use self::duration::duration;
 pub use self::load::{Loaded, load};
 use super::reader::{Field, Fields, Keys, Reader, join};
 use super::tree::{Node, Value, quoted};
-use crate::command::bad_variable;
 use crate::diagnostic::Diagnostic;
 use crate::id::{PipelineId, StepName};
 use crate::pipeline::{
     Admission, EndSignal, ExecutorKind, FailureMode, Graph, Pipeline, Shell, Step, Strategy,
-    Template, Vars, depths,
+    Template, Vars, bad_variable, depths,
 };
 use crate::quantity::Span;
 

@@ -8,7 +8,7 @@ use jsonc_parser::ast;
 use jsonc_parser::common::Ranged as _;
 use jsonc_parser::{CollectOptions, ParseOptions, parse_to_ast};
 
-use super::{Budget, Entry, MAX_DEPTH, Node, Position, Tree, Value, duplicate, too_deep};
+use super::node::{Budget, Entry, MAX_DEPTH, Node, Position, Tree, Value, duplicate, too_deep};
 use crate::diagnostic::Diagnostic;
 
 pub(super) fn read(text: &str) -> Result<Tree, Diagnostic> {
@@ -132,8 +132,15 @@ impl<'a> Lines<'a> {
     }
 }
 
+impl Node {
+    /// Converts parsed JSON. The tree has no positions.
+    pub(crate) fn from_json(value: &serde_json::Value) -> Result<Self, Diagnostic> {
+        convert(value, 1, &mut Budget::default())
+    }
+}
+
 /// Converts an already parsed value.
-pub(super) fn convert(
+fn convert(
     value: &serde_json::Value,
     depth: usize,
     budget: &mut Budget,

@@ -9,7 +9,9 @@ use std::collections::{HashMap, HashSet};
 
 use saphyr_parser::{Event, Marker, Parser, ScalarStyle, ScanError, Span, Tag};
 
-use super::{Budget, Entry, MAX_DEPTH, Node, Position, Tree, Value, duplicate, too_deep};
+use super::node::{
+    Budget, Entry, MAX_DEPTH, Node, Position, Tree, Value, duplicate, quoted, too_deep,
+};
 use crate::diagnostic::Diagnostic;
 
 /// The error of saphyr-parser for a tab between a colon and a value that starts with a letter. YAML
@@ -393,7 +395,7 @@ fn is_nonspecific(tag: &Tag) -> bool {
 }
 
 fn unknown_tag(tag: &Tag, at: Position) -> Diagnostic {
-    let shown = super::quoted(&format!("{}{}", tag.handle, tag.suffix));
+    let shown = quoted(&format!("{}{}", tag.handle, tag.suffix));
     at.fault(format!("the tag {shown} does not belong here"), Some("remove the tag"))
 }
 
