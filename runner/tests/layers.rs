@@ -34,17 +34,13 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
 /// Cycles that are still allowed: a crate, and where the files of the cycle are. The test fails if
 /// an entry is no longer needed.
 const TOLERATED_CYCLES: &[(&str, &[&str])] = &[
-    ("runner", &["app/"]),
     ("runner", &["cli/"]),
     ("runner", &["cluster/"]),
-    ("runner", &["config/"]),
-    ("runner", &["embedded/"]),
     ("runner", &["exec/call/"]),
     ("runner", &["exec/local/"]),
     ("runner", &["exec/podman/"]),
     ("runner", &["ports/conformance/executor/"]),
     ("runner", &["rules/"]),
-    ("runner", &["transfer/"]),
     ("runner", &["worker/"]),
 ];
 

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use protocol::id::NodeId;
 use protocol::pipeline::ExecutorKind;
 
-use super::{Unavailable, engine};
+use super::engine;
+use super::unavailable::Unavailable;
 use crate::config::Config;
 use crate::egress::Policy;
 use crate::exec::access::HostAccess;

@@ -15,6 +15,7 @@ mod reach;
 mod render;
 mod runs;
 mod serve;
+mod unavailable;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -30,6 +31,8 @@ pub use here::{
 };
 pub use render::{RENDER, RenderProcess, render};
 pub use serve::serve;
+use unavailable::ServiceFault;
+pub use unavailable::Unavailable;
 
 pub use crate::ports::Position;
 pub use crate::worker::Shutdown;
@@ -47,50 +50,6 @@ use crate::ports::{
     Store, StoreError,
 };
 use crate::{embedded, host, transfer, worker};
-
-/// A required service cannot be used. The program exits with 69.
-#[derive(Debug, Clone, thiserror::Error)]
-#[error("{what}")]
-pub struct Unavailable {
-    /// The error message.
-    what: String,
-    why: ServiceFault,
-}
-
-/// Why a service cannot be used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum ServiceFault {
-    /// It does not answer.
-    Unreachable,
-    /// It answers and denies access.
-    Refuses,
-    /// It answers, and a wrong object there must be deleted first. The program exits with 78.
-    WrongKind,
-}
-
-/// The maximum number of characters quoted from others' messages, which can be a whole page.
-const MAX_SAID: usize = 500;
-
-impl Unavailable {
-    fn because(cause: &dyn std::error::Error) -> Self {
-        Self::new(&cause.to_string())
-    }
-
-    /// Whether an object must be deleted there before the program can work.
-    #[must_use]
-    pub fn needs_a_change(&self) -> bool {
-        self.why == ServiceFault::WrongKind
-    }
-
-    fn new(what: &str) -> Self {
-        let mut words = what.split_whitespace().collect::<Vec<_>>().join(" ");
-        if let Some((end, _)) = words.char_indices().nth(MAX_SAID) {
-            words.truncate(end);
-            words.push_str("...");
-        }
-        Self { what: words, why: ServiceFault::Unreachable }
-    }
-}
 
 /// A configured directory cannot be used. The program exits with 78.
 #[derive(Debug, thiserror::Error)]

@@ -271,6 +271,11 @@ fn private_dir() -> Option<PathBuf> {
     is_private.then_some(dir)
 }
 
+/// The current time.
+pub(super) fn now() -> Millis {
+    Millis(jiff::Timestamp::now().as_millisecond())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

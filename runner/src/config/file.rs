@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Fault, Sources, access};
+use super::sources::Sources;
+use super::{Fault, access};
 
 const NAMES: [&str; 3] = ["bob-runner.toml", "bob-runner.yaml", "bob-runner.yml"];
 /// Maximum size of a settings file, in bytes.

@@ -1,6 +1,6 @@
 //! Combines flags, variables, file and defaults, in order of precedence, and reports every fault.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use protocol::dialect::MAX_ATTEMPTS;
 
@@ -8,46 +8,12 @@ use super::layer::Layer;
 use super::local::{self, SettingValue};
 use super::parse::{self, BrokerUrl, Parsed};
 use super::setting::{SETTINGS, Setting, Support, ValueForm, named};
+use super::sources::Sources;
 use super::{
     Broker, Ci, Config, Connection, Engine, Environment, Fault, Faults, Identity, Log, Login,
     Outputs, Queue, S3, Secret, Secrets, Spill, Storage, Stream, StreamServer, Tls, Worker, file,
     grants, outputs, reach, without_credentials,
 };
-
-/// Sources of settings.
-#[derive(Debug, Clone)]
-pub struct Sources {
-    /// Settings from the command line.
-    pub flags: Flags,
-    /// Environment variables of the process.
-    pub environment: Environment,
-    /// Base of relative paths, and the first directory in which a settings file is searched.
-    pub working_dir: PathBuf,
-    /// The last directory in which a settings file is searched.
-    pub system_dir: PathBuf,
-}
-
-impl Sources {
-    /// The standard sources with the given flags.
-    #[must_use]
-    pub fn with_default_sources(flags: Flags, environment: Environment) -> Self {
-        Self {
-            flags,
-            environment,
-            working_dir: PathBuf::from("."),
-            system_dir: PathBuf::from("/etc/bob-runner"),
-        }
-    }
-}
-
-/// Settings from the command line.
-#[derive(Debug, Clone, Default)]
-pub struct Flags {
-    /// The settings file.
-    pub config: Option<PathBuf>,
-    /// `NAME=VALUE` pairs, with names as in the settings file.
-    pub set: Vec<String>,
-}
 
 /// The effective settings.
 #[derive(Debug, Clone)]

@@ -10,6 +10,8 @@
 //! | `access` | checks who can change the settings file |
 //! | `file` | finds and parses the settings file |
 //! | `local` | restrictions on a settings file in the working directory |
+//! | `sources` | where settings come from |
+//! | `choices` | settings with a fixed set of values |
 //! | `load` | combines the layers into the types below |
 //! | `outputs` | the store for outputs, and its settings |
 //! | `parse` | parses one text into one value |
@@ -20,6 +22,7 @@
 //! Other modules take option structs of their own, which `app` builds from these types.
 
 mod access;
+mod choices;
 pub mod env_files;
 mod environment;
 mod fault;
@@ -33,6 +36,7 @@ mod parse;
 mod reach;
 mod secret;
 pub mod setting;
+mod sources;
 #[cfg(test)]
 mod tests;
 
@@ -47,11 +51,13 @@ use protocol::quantity::Span;
 use url::Url;
 
 pub use access::check as check_access;
+pub use choices::{EngineUrl, LiteralSecrets, LogFormat, LogLevel, Mode, StreamProtocol};
 pub use environment::Environment;
 pub use fault::{Fault, Faults};
-pub use load::{Effective, Flags, Loaded, Sources, load};
+pub use load::{Effective, Loaded, load};
 pub use reach::{AllowedAddress, AllowedHost, SecretScope};
 pub use secret::{Secret, without_credentials};
+pub use sources::{Flags, Sources};
 
 /// All settings.
 #[derive(Debug, Clone, PartialEq)]
@@ -88,15 +94,6 @@ pub struct Config {
     pub outputs: Option<Outputs>,
     /// The program's own log.
     pub log: Log,
-}
-
-/// Storage of queue and state.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mode {
-    /// RabbitMQ and etcd.
-    Cluster,
-    /// One local file, without servers.
-    Embedded,
 }
 
 /// Certificates of a TLS connection, all as PEM files.
@@ -233,15 +230,6 @@ impl StreamServer {
     }
 }
 
-/// The protocol of the stream connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StreamProtocol {
-    /// AMQP 0-9-1.
-    Amqp,
-    /// The native protocol of the stream plugin.
-    Native,
-}
-
 /// The container engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Engine {
@@ -282,30 +270,6 @@ pub struct SharedDir {
     pub is_read_only: bool,
 }
 
-/// Address of a container engine.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum EngineUrl {
-    /// A Unix socket.
-    Unix(PathBuf),
-    /// A host and port.
-    Tcp {
-        /// The host, without the brackets of an IPv6 address.
-        host: String,
-        /// The port.
-        port: u16,
-    },
-}
-
-impl std::fmt::Display for EngineUrl {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Unix(path) => write!(f, "unix://{}", path.display()),
-            Self::Tcp { host, port } if host.contains(':') => write!(f, "http://[{host}]:{port}"),
-            Self::Tcp { host, port } => write!(f, "http://{host}:{port}"),
-        }
-    }
-}
-
 /// The worker itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Worker {
@@ -341,15 +305,6 @@ pub struct Worker {
     pub disk_low: u8,
     /// Maximum size of all pulled base images, in bytes. 0 means unlimited.
     pub base_images_bytes: u64,
-}
-
-/// Whether definitions can contain clear-text secrets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LiteralSecrets {
-    /// They can.
-    Allow,
-    /// They are rejected.
-    Reject,
 }
 
 /// Sources of secrets for steps.
@@ -420,42 +375,4 @@ pub struct Log {
     pub level: LogLevel,
     /// The format. If missing, `Text` on a terminal, otherwise `Json`.
     pub format: Option<LogFormat>,
-}
-
-/// Level of the program's own log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(missing_docs, reason = "docs/settings.md describes them")]
-pub enum LogLevel {
-    Off,
-    Error,
-    Warn,
-    Info,
-    Debug,
-    Trace,
-}
-
-impl LogLevel {
-    /// The level as written in settings.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Off => "off",
-            Self::Error => "error",
-            Self::Warn => "warn",
-            Self::Info => "info",
-            Self::Debug => "debug",
-            Self::Trace => "trace",
-        }
-    }
-}
-
-/// Format of the program's own log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogFormat {
-    /// Lines for people.
-    Text,
-    /// One JSON object per line.
-    Json,
-    /// `[YYYY-MM-DD HH:MM:SS] [LEVEL] text`, on standard output.
-    Ci,
 }

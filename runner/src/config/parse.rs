@@ -8,8 +8,9 @@ use protocol::pipeline::{ExecutorKind, PullPolicy};
 use protocol::quantity::Span;
 use url::Url;
 
+use super::Secret;
+use super::choices::{EngineUrl, LiteralSecrets, LogFormat, LogLevel, Mode, StreamProtocol};
 use super::env_files::{self, StepEnv};
-use super::{EngineUrl, LiteralSecrets, LogFormat, LogLevel, Mode, Secret, StreamProtocol};
 
 /// The value, or a description of the expected value.
 pub(super) type Parsed<T> = Result<T, String>;

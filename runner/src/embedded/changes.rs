@@ -8,9 +8,9 @@ use redb::{ReadableTable, WriteTransaction};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::disk::{Changed, Fault, WriteWork, lock};
+use super::disk::{Changed, Fault, WriteWork};
+use super::memory::Shared;
 use super::rows::{self, KV, LEASED, LEASES};
-use super::store::Shared;
 use crate::ports::{Change, Entry, LeaseId, Op, Txn, TxnReply};
 
 /// The delay after a failed removal of the keys of an ended lease.
@@ -52,7 +52,7 @@ impl Transact {
 impl WriteWork for Transact {
     fn apply(&mut self, write: &WriteTransaction) -> Result<Changed, redb::Error> {
         let gone = {
-            let (leases, now) = (lock(&self.shared.leases), Instant::now());
+            let (leases, now) = (self.shared.leases.lock(), Instant::now());
             let mut needed = self.txn.ops.iter().filter_map(Op::lease);
             needed.find(|lease| leases.ttl(*lease, now).is_none()).map(|lease| lease.0)
         };
@@ -184,7 +184,7 @@ impl WriteWork for End {
 
     fn end(self: Box<Self>, outcome: Result<(), Fault>) {
         {
-            let mut leases = lock(&self.shared.leases);
+            let mut leases = self.shared.leases.lock();
             for lease in &self.leases {
                 match &outcome {
                     Ok(()) => leases.forget(*lease),

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use parking_lot::{Mutex, MutexGuard, RwLock};
+use parking_lot::{Mutex, RwLock};
 use redb::backends::InMemoryBackend;
 use redb::{Builder, Database, DatabaseError, ReadTransaction, ReadableDatabase, WriteTransaction};
 use thiserror::Error;
@@ -129,11 +129,6 @@ struct Waiting {
     writing: bool,
 }
 
-/// Locks a mutex, ignoring poison. The guarded values are consistent even after a panic.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock()
-}
-
 impl Disk {
     /// Opens the file in a directory, which is created if necessary, or in memory without one.
     pub(super) async fn open(dir: Option<PathBuf>) -> Result<Arc<Self>, OpenError> {
@@ -184,7 +179,7 @@ impl Disk {
 
     /// Queues work. A single thread at a time processes the queue.
     pub(super) fn submit(self: &Arc<Self>, work: Box<dyn WriteWork>) {
-        let mut waiting = lock(&self.waiting);
+        let mut waiting = self.waiting.lock();
         waiting.works.push(work);
         if !waiting.writing {
             waiting.writing = true;
@@ -241,7 +236,7 @@ impl Disk {
         let _writing = Writing(self);
         loop {
             let works = {
-                let mut waiting = lock(&self.waiting);
+                let mut waiting = self.waiting.lock();
                 if waiting.works.is_empty() {
                     waiting.writing = false;
                     return;
@@ -316,7 +311,7 @@ struct Writing<'a>(&'a Disk);
 impl Drop for Writing<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            lock(&self.0.waiting).writing = false;
+            self.0.waiting.lock().writing = false;
         }
     }
 }

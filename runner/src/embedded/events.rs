@@ -16,7 +16,7 @@ use protocol::time::Millis;
 use redb::{ReadTransaction, ReadableTable, WriteTransaction};
 use tokio::sync::watch;
 
-use super::disk::{Changed, Disk, Fault, WriteWork, lock};
+use super::disk::{Changed, Disk, Fault, WriteWork};
 use super::rows::{EVENT_TIMES, EVENTS};
 use crate::ports::{EventStream, Events, EventsError, Host, Position, Published, Ticket};
 
@@ -116,7 +116,7 @@ impl FileEvents {
 /// Submits a flush of the buffered events, unless there is one already.
 fn flush(disk: &Arc<Disk>, shared: &Arc<Shared>) {
     {
-        let mut buffer = lock(&shared.buffer);
+        let mut buffer = shared.buffer.lock();
         if buffer.flushing || buffer.waiting.is_empty() {
             return;
         }
@@ -135,7 +135,7 @@ impl Events for FileEvents {
         loop {
             done.mark_unchanged();
             {
-                let mut buffer = lock(&self.shared.buffer);
+                let mut buffer = self.shared.buffer.lock();
                 if buffer.waiting.is_empty() || buffer.bytes + body.len() <= BUFFER_BYTES {
                     let ticket = buffer.next_ticket;
                     buffer.next_ticket += 1;
@@ -159,7 +159,7 @@ impl Events for FileEvents {
     }
 
     fn discard(&self, run: &RunId, up_to: Epoch) {
-        let mut buffer = lock(&self.shared.buffer);
+        let mut buffer = self.shared.buffer.lock();
         let in_flight = buffer.in_flight;
         let mut at = 0;
         let mut freed = 0;
@@ -234,7 +234,7 @@ struct Flush {
 impl WriteWork for Flush {
     fn apply(&mut self, txn: &WriteTransaction) -> Result<Changed, redb::Error> {
         let (bodies, latest_tick) = {
-            let mut buffer = lock(&self.shared.buffer);
+            let mut buffer = self.shared.buffer.lock();
             let bodies = first_of(&buffer.waiting);
             buffer.in_flight = bodies.len();
             (bodies, buffer.latest_tick)
@@ -256,7 +256,7 @@ impl WriteWork for Flush {
 
     fn end(self: Box<Self>, outcome: Result<(), Fault>) {
         let again = {
-            let mut buffer = lock(&self.shared.buffer);
+            let mut buffer = self.shared.buffer.lock();
             if let (Ok(()), true) = (&outcome, buffer.in_flight > 0) {
                 let sent = buffer.in_flight;
                 let freed: usize = buffer.waiting.drain(..sent).map(|it| it.body.len()).sum();

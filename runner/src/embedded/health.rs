@@ -7,8 +7,6 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::disk::lock;
-
 /// Writes that fail for this long without a success are regarded as a permanent failure.
 const GIVES_UP_AFTER: Duration = Duration::from_secs(10);
 
@@ -23,7 +21,7 @@ pub(super) struct Health {
 impl Health {
     /// Notes that a write succeeded.
     pub(super) fn note_success(&self) {
-        *lock(&self.first) = None;
+        *self.first.lock() = None;
     }
 
     /// Notes that a write failed. A full or read-only disk is permanent: retrying would never end.
@@ -35,7 +33,7 @@ impl Health {
         if is_final {
             return self.fail(cause());
         }
-        let mut first = lock(&self.first);
+        let mut first = self.first.lock();
         let (since, cause) = first.get_or_insert_with(|| (Instant::now(), cause()));
         if since.elapsed() >= GIVES_UP_AFTER {
             self.fail(cause.clone());

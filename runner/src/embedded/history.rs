@@ -5,7 +5,6 @@ use std::collections::VecDeque;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::disk::lock;
 use crate::ports::{Change, StoreError};
 
 /// The maximum number of changes.
@@ -47,7 +46,7 @@ impl History {
     pub(super) fn push(&self, revision: i64, changes: Vec<Change>) {
         let bytes = changes.iter().map(bytes_of).sum();
         {
-            let mut kept = lock(&self.kept);
+            let mut kept = self.kept.lock();
             kept.changes += changes.len();
             kept.bytes += bytes;
             kept.steps.push_back(Step { revision, changes, bytes });
@@ -61,7 +60,7 @@ impl History {
     /// Drops the changes before a revision.
     #[cfg(any(test, feature = "testing"))]
     pub(super) fn compact(&self, revision: i64) {
-        let mut kept = lock(&self.kept);
+        let mut kept = self.kept.lock();
         while kept.steps.front().is_some_and(|step| step.revision < revision) {
             kept.forget_first();
         }
@@ -74,7 +73,7 @@ impl History {
 
     /// Returns the changes under a prefix from a revision on, and the revision to continue from.
     pub(super) fn since(&self, from: i64, prefix: &str) -> Result<(Vec<Change>, i64), StoreError> {
-        let kept = lock(&self.kept);
+        let kept = self.kept.lock();
         if from < kept.oldest {
             return Err(StoreError::Compacted { asked: from, oldest: kept.oldest });
         }

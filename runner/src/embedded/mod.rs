@@ -12,6 +12,8 @@ mod events;
 mod health;
 mod history;
 mod leases;
+mod memory;
+mod node_queue;
 mod queue;
 mod rows;
 mod store;
@@ -23,10 +25,11 @@ use std::time::Duration;
 
 use protocol::id::{NodeId, RunId};
 
-use crate::ports::{Events, Host, Message, Queue, QueueError, Store, StoreError};
+use crate::ports::{Events, Host, Queue, QueueError, Store, StoreError};
 
 pub use disk::OpenError;
 pub use health::cause_of;
+pub use queue::DeadLetter;
 
 /// Options of an embedded store.
 #[derive(Clone)]
@@ -44,15 +47,6 @@ impl std::fmt::Debug for Options {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Options").field("dir", &self.dir).finish_non_exhaustive()
     }
-}
-
-/// A dead letter.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DeadLetter {
-    /// Its ID in the queue.
-    pub id: u64,
-    /// The original message, with the headers `x-first-death-reason` and `x-first-death-queue`.
-    pub message: Message,
 }
 
 /// The open file, which provides the ports.
@@ -134,7 +128,7 @@ impl Embedded {
     /// Returns the queues. The node's own queue exists as long as the returned value.
     #[must_use]
     pub fn queue(&self, node: &NodeId) -> Arc<dyn Queue> {
-        Arc::new(queue::NodeQueue::new(Arc::clone(&self.broker), node))
+        Arc::new(node_queue::NodeQueue::new(Arc::clone(&self.broker), node))
     }
 
     /// Returns the dead letters, oldest first.

@@ -7,20 +7,17 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use async_trait::async_trait;
 use parking_lot::Mutex;
 use protocol::command;
-use protocol::id::{NodeId, RunId};
+use protocol::id::RunId;
 use protocol::names;
 use redb::{ReadableTable, WriteTransaction};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 
-use super::DeadLetter;
-use super::disk::{Changed, Disk, Fault, lock};
+use super::disk::{Changed, Disk, Fault};
 use super::rows::MESSAGES;
-use super::subscription::Reader;
-use crate::ports::{Consumer, Message, Queue, QueueError, Route, Source};
+use crate::ports::{Message, QueueError};
 
 /// Header of a dead letter with the reason, named as in RabbitMQ.
 const DEATH_REASON: &str = "x-first-death-reason";
@@ -84,6 +81,15 @@ fn message_of(at: (&str, u64), properties: &[u8], body: &[u8]) -> Result<Message
     let Properties { kind, id, headers } = serde_json::from_slice(properties)
         .map_err(|error| redb::Error::Corrupted(format!("message {at:?}: {error}")))?;
     Ok(Message { kind, id, headers, body: body.to_vec() })
+}
+
+/// A dead letter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeadLetter {
+    /// Its ID in the queue.
+    pub id: u64,
+    /// The original message, with the headers `x-first-death-reason` and `x-first-death-queue`.
+    pub message: Message,
 }
 
 /// The outcome of taking a message.
@@ -162,7 +168,24 @@ impl Broker {
         removed.await.map_err(|fault| self.error(fault))
     }
 
-    async fn publish(&self, queue: String, message: Message) -> Result<(), QueueError> {
+    /// Counts a handle of a node on its own queue.
+    pub(super) fn attach(&self, own: &str) {
+        self.lines.lock().entry(own.to_owned()).or_default().handles += 1;
+    }
+
+    /// Removes a handle of a node from its own queue.
+    pub(super) fn detach(&self, own: &str) {
+        if let Some(line) = self.lines.lock().get_mut(own) {
+            line.handles -= 1;
+        }
+    }
+
+    /// Whether a node has a handle on its own queue.
+    pub(super) fn is_attached(&self, own: &str) -> bool {
+        self.lines.lock().get(own).is_some_and(|line| line.handles > 0)
+    }
+
+    pub(super) async fn publish(&self, queue: String, message: Message) -> Result<(), QueueError> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let to = queue.clone();
         let written = self.disk.write(move |txn| {
@@ -176,12 +199,12 @@ impl Broker {
 
     /// Takes the first waiting message of a queue.
     pub(super) fn first(&self, queue: &str) -> Option<u64> {
-        lock(&self.lines).get_mut(queue)?.ready.pop_first()
+        self.lines.lock().get_mut(queue)?.ready.pop_first()
     }
 
     /// Makes a message available.
     pub(super) fn ready(&self, queue: &str, id: u64) {
-        lock(&self.lines).entry(queue.to_owned()).or_default().ready.insert(id);
+        self.lines.lock().entry(queue.to_owned()).or_default().ready.insert(id);
         self.arrived.notify_waiters();
     }
 
@@ -294,56 +317,4 @@ fn take_over(txn: &WriteTransaction) -> Result<(TakenOver, Changed), redb::Error
         lines.entry(to.to_owned()).or_default().ready.insert(id);
     }
     Ok(((lines, next_id), changed))
-}
-
-/// The queues as seen by one node.
-pub(super) struct NodeQueue {
-    broker: Arc<Broker>,
-    own: String,
-}
-
-impl NodeQueue {
-    pub(super) fn new(broker: Arc<Broker>, node: &NodeId) -> Self {
-        let own = names::node_queue(node);
-        lock(&broker.lines).entry(own.clone()).or_default().handles += 1;
-        Self { broker, own }
-    }
-}
-
-impl Drop for NodeQueue {
-    fn drop(&mut self) {
-        if let Some(line) = lock(&self.broker.lines).get_mut(&self.own) {
-            line.handles -= 1;
-        }
-    }
-}
-
-#[async_trait]
-impl Queue for NodeQueue {
-    async fn open(&self, source: Source) -> Result<Box<dyn Consumer>, QueueError> {
-        let queue = match source {
-            Source::Jobs => names::JOBS_QUEUE.to_owned(),
-            Source::Control => names::CONTROL_QUEUE.to_owned(),
-            Source::Node => self.own.clone(),
-        };
-        Ok(Box::new(Reader::new(Arc::clone(&self.broker), queue)))
-    }
-
-    async fn publish(&self, route: Route, message: Message) -> Result<(), QueueError> {
-        let queue = match &route {
-            Route::Jobs => names::JOBS_QUEUE.to_owned(),
-            Route::Control => names::CONTROL_QUEUE.to_owned(),
-            Route::DeadLetter => names::DEAD_LETTER_QUEUE.to_owned(),
-            Route::Node(node) => {
-                let queue = names::node_queue(node);
-                let there =
-                    lock(&self.broker.lines).get(&queue).is_some_and(|line| line.handles > 0);
-                if !there {
-                    return Err(QueueError::Unroutable { route: queue });
-                }
-                queue
-            }
-        };
-        self.broker.publish(queue, message).await
-    }
 }

@@ -12,9 +12,10 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::changes::{End, Refusal, Transact, void_leases};
-use super::disk::{Changed, Disk, Fault, in_time, lock};
+use super::disk::{Changed, Disk, Fault, in_time};
 use super::history::History;
 use super::leases::{LASTING, Leases};
+use super::memory::Shared;
 use super::rows::{self, KV, LEASES};
 use crate::ports::{
     Change, Changes, Entry, Granted, Host, LeaseId, Listing, Store, StoreError, Txn, TxnReply,
@@ -28,16 +29,6 @@ pub(super) struct FileStore {
     disk: Arc<Disk>,
     shared: Arc<Shared>,
     host: Arc<dyn Host>,
-}
-
-/// The state in memory.
-pub(super) struct Shared {
-    /// The latest changes.
-    pub(super) history: History,
-    /// The leases and their deadlines.
-    pub(super) leases: Mutex<Leases>,
-    /// Notified when a lease is added, because it may expire before the next deadline.
-    granted: watch::Sender<()>,
 }
 
 impl std::fmt::Debug for FileStore {
@@ -111,7 +102,7 @@ fn millis(span: Duration) -> i64 {
 }
 
 fn end_due(disk: &Arc<Disk>, shared: &Arc<Shared>) {
-    let due = lock(&shared.leases).end_due(Instant::now());
+    let due = shared.leases.lock().end_due(Instant::now());
     if !due.is_empty() {
         disk.submit(End::new(due, Arc::clone(shared)).0);
     }
@@ -186,7 +177,7 @@ impl Store for FileStore {
         if ttl >= LASTING {
             self.keep(lease, ttl).await?;
         }
-        lock(&self.shared.leases).add(lease, ttl, Instant::now() + ttl);
+        self.shared.leases.lock().add(lease, ttl, Instant::now() + ttl);
         self.shared.granted.send_replace(());
         Ok(Granted { lease, ttl })
     }
@@ -195,7 +186,7 @@ impl Store for FileStore {
         self.end_due();
         let now = Instant::now();
         let ttl =
-            lock(&self.shared.leases).renew(lease, now).ok_or(StoreError::LeaseGone(lease.0))?;
+            self.shared.leases.lock().renew(lease, now).ok_or(StoreError::LeaseGone(lease.0))?;
         if ttl >= LASTING {
             self.keep(lease, ttl).await?;
         }
@@ -203,7 +194,7 @@ impl Store for FileStore {
     }
 
     async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError> {
-        if !lock(&self.shared.leases).end(lease) {
+        if !self.shared.leases.lock().end(lease) {
             return Ok(());
         }
         let (end, answer) = End::new(vec![lease], Arc::clone(&self.shared));
@@ -262,7 +253,7 @@ impl Watch {
                 continue;
             }
             end_due(&self.disk, &self.shared);
-            let deadline = lock(&self.shared.leases).next_deadline();
+            let deadline = self.shared.leases.lock().next_deadline();
             let due = async move {
                 match deadline {
                     Some(deadline) => tokio::time::sleep_until(deadline).await,

@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use protocol::command::Disposition;
 use tokio::sync::Notify;
 
-use super::disk::{Fault, lock};
+use super::disk::Fault;
 use super::queue::{Broker, DELIVERY_LIMIT, TakeOutcome, returned_too_often};
 use crate::ports::{Consumer, Delivery, QueueError, Settle};
 
@@ -75,7 +75,7 @@ impl Subscription {
             tokio::pin!(arrived, settled);
             arrived.as_mut().enable();
             settled.as_mut().enable();
-            if lock(&self.state).out.is_some() {
+            if self.state.lock().out.is_some() {
                 settled.await;
                 continue;
             }
@@ -87,7 +87,7 @@ impl Subscription {
             match found {
                 TakeOutcome::Message(message, deliveries) => {
                     reserved.kept = true;
-                    lock(&self.state).out = Some(id);
+                    self.state.lock().out = Some(id);
                     let subscription = Arc::clone(self);
                     let settler = Settler { subscription, id, deliveries, progress: Progress::Out };
                     return Ok(Delivery::new(message, deliveries > 1, Box::new(settler)));
@@ -99,7 +99,7 @@ impl Subscription {
 
     /// Clears the unsettled delivery. Returns false if it is a different one.
     fn clear_unsettled(&self, id: u64) -> bool {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         let ours = state.out == Some(id);
         if ours {
             state.out = None;
@@ -118,7 +118,7 @@ impl Consumer for Reader {
 
     async fn close(mut self: Box<Self>) {
         self.closed = true;
-        lock(&self.subscription.state).open = false;
+        self.subscription.state.lock().open = false;
     }
 }
 
@@ -128,7 +128,7 @@ impl Drop for Reader {
             return;
         }
         let out = {
-            let mut state = lock(&self.subscription.state);
+            let mut state = self.subscription.state.lock();
             state.open = false;
             state.out.take()
         };
@@ -161,7 +161,7 @@ enum Progress {
 impl Settle for Settler {
     async fn settle(mut self: Box<Self>, disposition: Disposition) -> Result<(), QueueError> {
         let id = self.id;
-        if lock(&self.subscription.state).out != Some(id) {
+        if self.subscription.state.lock().out != Some(id) {
             self.progress = Progress::Done;
             return Err(QueueError::DeliveryLost);
         }
@@ -194,7 +194,7 @@ impl Drop for Settler {
             // If it was completed after all, the message does not exist when it is taken again.
             Progress::Begun => true,
             // An open subscription keeps the delivery, like a broker. A closed one returns it now.
-            Progress::Out => !lock(&self.subscription.state).open,
+            Progress::Out => !self.subscription.state.lock().open,
         };
         if back && self.subscription.clear_unsettled(self.id) {
             self.subscription.broker.ready(&self.subscription.queue, self.id);

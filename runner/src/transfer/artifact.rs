@@ -11,8 +11,10 @@ use reqwest::Body;
 use tokio::sync::watch;
 
 use super::address::Service;
+use super::answer::{accepted, chain};
+use super::http::Http;
 use super::progress::Stalled;
-use super::{Http, Timeouts, accepted, chain};
+use super::progress::Timeouts;
 use crate::ports::{ByteStream, Origin, TransferError};
 
 impl Http {

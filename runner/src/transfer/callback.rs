@@ -7,7 +7,8 @@ use hmac::{Hmac, Mac as _};
 use sha2::Sha256;
 
 use super::address::Service;
-use super::{Http, chain};
+use super::answer::chain;
+use super::http::Http;
 use crate::ports::TransferError;
 
 /// The prefix of Standard Webhooks secrets: <https://www.standardwebhooks.com>.

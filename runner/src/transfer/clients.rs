@@ -6,15 +6,33 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use reqwest::redirect::Policy as Redirects;
 use reqwest::{Client, Response};
+use thiserror::Error;
 use url::Url;
 
-use super::{SetupError, Timeouts, chain};
+use super::answer::chain;
+use super::progress::Timeouts;
 use crate::egress::{Policy, redirect};
 
 /// The maximum number of cached clients. Messages choose the port.
 const MOST: usize = 64;
 /// The maximum number of redirects to follow.
 const REDIRECTS: usize = 5;
+
+/// Why transfers cannot be set up.
+#[derive(Debug, Error)]
+pub enum SetupError {
+    /// The HTTP client or its TLS could not be created.
+    #[error("cannot set up HTTP: {0}")]
+    Client(String),
+    /// The settings of a bucket are invalid.
+    #[error("cannot keep outputs in the bucket {bucket}: {cause}")]
+    Bucket {
+        /// Its name.
+        bucket: String,
+        /// The reason.
+        cause: String,
+    },
+}
 
 /// Creates clients, and caches them with their connections.
 #[derive(Debug, Clone)]

@@ -21,9 +21,10 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use url::Url;
 
 use super::address::Service;
+use super::answer::{accepted, chain};
 use super::clients::Clients;
+use super::http::Http;
 use super::spill::{Spill, SpillError};
-use super::{Http, accepted, chain};
 use crate::ports::{LoggerFeed, TransferError};
 
 /// The maximum size of the memory buffer, in bytes.

@@ -4,7 +4,26 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
 
-use super::Timeouts;
+/// Timeouts of services.
+#[derive(Debug, Clone, Copy)]
+pub struct Timeouts {
+    /// The timeout for connecting.
+    pub connect: Duration,
+    /// The timeout for the head of a response, and the window in which progress is measured.
+    pub idle: Duration,
+    /// The minimum number of bytes that must be transferred in each `idle`.
+    pub progress_bytes: u64,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(10),
+            idle: Duration::from_secs(60),
+            progress_bytes: 16 << 10,
+        }
+    }
+}
 
 /// Counts the bytes transferred in each window of waiting for the peer. Time spent on our own side
 /// does not count.

@@ -8,8 +8,10 @@ use reqwest::header::CONTENT_ENCODING;
 use url::Url;
 
 use super::address::{Service, add_query};
+use super::answer::{accepted, chain};
+use super::http::Http;
 use super::progress::Progress;
-use super::{Http, accepted, chain, tar};
+use super::tar;
 use crate::ports::{ByteStream, TransferError};
 
 /// The URL of an external resource at a provider.

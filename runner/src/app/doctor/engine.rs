@@ -10,7 +10,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::Check;
+use super::check::Check;
 use crate::app::engine::find;
 use crate::config;
 use crate::exec::podman::loses_changes;

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::Check;
+use super::check::Check;
 use crate::config::{self, Config};
 use crate::ports::Disk;
 

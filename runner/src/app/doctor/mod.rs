@@ -2,10 +2,12 @@
 //!
 //! | module | duty |
 //! |---|---|
+//! | `check` | what a check found |
 //! | `engine` | the container engine, and what its answers mean |
 //! | `services` | broker, stream and etcd |
 //! | `machine` | programs, users, disks |
 
+mod check;
 mod engine;
 mod machine;
 mod services;
@@ -13,53 +15,12 @@ mod services;
 use protocol::pipeline::{ExecutorKind, Pipeline};
 use protocol::quantity::readable;
 use protocol::run::NodeMemory;
-use serde::Serialize;
 
+pub use self::check::{Check, Level};
 use super::{Unavailable, this_host};
 use crate::config::{self, Config, Mode};
 use crate::exec::local;
 use crate::rules::quota::{self, MemoryFit};
-
-/// The result of a check.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Level {
-    /// No problem.
-    Ok,
-    /// It works with restrictions.
-    Warn,
-    /// Something required is missing.
-    Fail,
-}
-
-/// The finding of one check.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct Check {
-    /// The checked item.
-    pub name: &'static str,
-    /// The result.
-    pub level: Level,
-    /// The finding, as a sentence.
-    pub found: String,
-    /// The remedy.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub advice: Option<String>,
-}
-
-impl Check {
-    fn ok(name: &'static str, found: impl Into<String>) -> Self {
-        Self { name, level: Level::Ok, found: found.into(), advice: None }
-    }
-
-    fn warn(name: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Self {
-        Self { name, level: Level::Warn, found: found.into(), advice: Some(advice.into()) }
-    }
-
-    fn fail(name: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Self {
-        Self { name, level: Level::Fail, found: found.into(), advice: Some(advice.into()) }
-    }
-}
 
 /// Checks everything that a worker with these settings needs.
 pub async fn examine(config: &Config) -> Vec<Check> {

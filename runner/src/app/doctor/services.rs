@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use protocol::names;
 
-use super::Check;
+use super::check::Check;
 use crate::app::{
     ServiceFault, Unavailable, amqp_options, connect_broker, connect_etcd, connect_stream, new_node,
 };

@@ -9,9 +9,9 @@ use protocol::time::Millis;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::warn;
 
-use super::{HereRun, OwnStore, now};
+use super::{HereRun, OwnStore};
 use crate::app::UnwritableDataDir;
-use crate::app::runs::{About, RunDir};
+use crate::app::runs::{self, About, RunDir};
 use crate::ports::{Entry, ExecError, Store, Txn};
 use crate::rules::callback::Notification;
 
@@ -155,7 +155,7 @@ impl HereRun {
         let record = self.store.record().await?;
         record.steps.iter().find(|step| step.image.is_some())?;
         let until =
-            now().0.saturating_add(i64::try_from(retention.as_millis()).unwrap_or(i64::MAX));
+            runs::now().0.saturating_add(i64::try_from(retention.as_millis()).unwrap_or(i64::MAX));
         let about = About { kept_until: Some(Millis(until)), ..self.about.clone() };
         match self.dir.dir.as_ref()?.note(&about) {
             Ok(()) => Some(retention),

@@ -9,7 +9,6 @@ use protocol::id::{NodeId, RunId};
 use protocol::names;
 use protocol::run::Parent;
 
-use super::now;
 use crate::app::client::{Client, Services};
 use crate::app::runs::{self, RunDir};
 use crate::app::{Unavailable, new_node, this_host};
@@ -46,7 +45,7 @@ pub async fn kept_run(config: &Config, run: &RunId) -> anyhow::Result<Option<Kep
     let Some(dir) = runs::take_unused(&runs::below(&config.data_dir), run) else {
         return Ok(None);
     };
-    if !dir.about().is_some_and(|about| about.is_kept(now())) {
+    if !dir.about().is_some_and(|about| about.is_kept(runs::now())) {
         return Ok(None);
     }
     let days = u64::from(config.stream.retention_days);

@@ -20,7 +20,6 @@ use protocol::command;
 use protocol::id::{NodeId, RunId};
 use protocol::names;
 use protocol::pipeline::{ExecutorKind, Params, Pipeline, Step, Vars};
-use protocol::time::Millis;
 use serde_json::json;
 use tokio::task::JoinHandle;
 
@@ -320,7 +319,7 @@ fn directory(config: &Config, run: &RunId) -> anyhow::Result<(RunDir, Option<Abo
         Some(Claimed::New(dir)) => Ok((dir, None)),
         Some(Claimed::Earlier(dir)) => {
             let about = dir.about().unwrap_or_else(About::of_older_version);
-            if about.is_kept(now()) {
+            if about.is_kept(runs::now()) {
                 return Err(Rejected(format!(
                     "run {run} has ended and is kept for its `retention`; choose another --run-id"
                 ))
@@ -359,10 +358,6 @@ async fn demand_unused(
         .into());
     }
     Ok(())
-}
-
-fn now() -> Millis {
-    Millis(jiff::Timestamp::now().as_millisecond())
 }
 
 impl HereRun {

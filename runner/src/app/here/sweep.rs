@@ -6,8 +6,7 @@ use std::sync::Arc;
 use protocol::id::RunId;
 use tracing::{debug, warn};
 
-use super::now;
-use crate::app::runs::{About, RunDir};
+use crate::app::runs::{self, About, RunDir};
 use crate::ports::Executor;
 
 /// Removes what the runs of these directories left on this process's engines. Returns the runs
@@ -22,7 +21,7 @@ pub(super) async fn sweep(
         let about = dir.about().unwrap_or_else(About::of_older_version);
         let is_elsewhere =
             (about.on_podman && !here.on_podman) || (about.on_docker && !here.on_docker);
-        if about.is_kept(now()) || is_elsewhere {
+        if about.is_kept(runs::now()) || is_elsewhere {
             continue;
         }
         let run = dir.run.clone();

@@ -11,7 +11,8 @@ use tokio_util::task::TaskTracker;
 
 use super::meter::Meter;
 use crate::ports::{ByteStream, Origin, OutputLocation, OutputStore, Stored, TransferError};
-use crate::transfer::{SHOWN, SetupError};
+use crate::transfer::SetupError;
+use crate::transfer::answer::SHOWN;
 
 /// The size of an upload part, in bytes. A file up to this size is sent in one request.
 const PART: u64 = 8 << 20;

@@ -3,6 +3,7 @@
 //! File contents pass through unchanged. Headers are parsed by the same rules as in the engine that
 //! unpacks the tar. A header that can be read in two ways is rejected.
 
+mod entry;
 mod names;
 mod records;
 #[cfg(test)]
@@ -15,12 +16,11 @@ use futures::{StreamExt, TryStreamExt, stream};
 use tokio_tar::Header;
 
 use crate::ports::{ByteStream, TransferError};
+use entry::{About, BLOCK, EntryKind, bad};
 pub(super) use names::cleaned;
 use names::{Links, Target};
 use records::{Records, Rewritten};
 
-/// The block size of a tar.
-const BLOCK: usize = 512;
 /// The maximum size of an entry's extension headers, such as long names. They are held in memory.
 /// The engine's own limit is 1 MiB, and the mount's name is added to it.
 const RECORDS_BYTES: u64 = (1 << 20) - (16 << 10);
@@ -58,26 +58,6 @@ pub(super) fn below(mount: Mount, tar: ByteStream) -> ByteStream {
     .boxed()
 }
 
-/// The kinds of entries that are accepted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum EntryKind {
-    File,
-    Directory,
-    Symlink,
-    HardLink,
-}
-
-/// What an extension header describes about the next entry.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum About {
-    /// Its name, in GNU format.
-    Name,
-    /// Its link target, in GNU format.
-    Link,
-    /// Records in pax format.
-    Records,
-}
-
 /// The position in a tar.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Position {
@@ -98,11 +78,6 @@ struct Rewriter {
     /// The name of the entry, for errors.
     entry: String,
     at: Position,
-}
-
-/// The error for an invalid archive, as a sentence.
-fn bad(what: impl Into<String>) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, what.into())
 }
 
 /// How many bytes of something that is not a tar are shown.

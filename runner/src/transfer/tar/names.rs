@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::EntryKind;
+use super::entry::EntryKind;
 
 /// The maximum length of an entry's name, which is also the system's limit.
 const LONGEST: usize = 4096;

@@ -4,7 +4,7 @@ use std::io;
 
 use tokio_tar::{EntryType, Header};
 
-use super::{About, BLOCK, EntryKind, bad};
+use super::entry::{About, BLOCK, EntryKind, bad};
 
 /// The longest name that fits into a header.
 const NAME: usize = 100;

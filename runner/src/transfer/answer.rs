@@ -1,0 +1,78 @@
+//! What a service answers: its status, redirects and errors, for people.
+
+use std::time::Duration;
+
+use reqwest::Response;
+use reqwest::header::LOCATION;
+
+use super::address::{self, Service};
+use crate::egress::refusal;
+use crate::ports::TransferError;
+
+/// How many bytes of a response an error shows.
+pub(super) const SHOWN: usize = 300;
+
+/// The causes of an error, without the URL, which can contain a password.
+pub(super) fn chain(error: &reqwest::Error) -> String {
+    if let Some(refused) = refusal(error) {
+        return refused.to_string();
+    }
+    let mut parts: Vec<String> = Vec::new();
+    let mut next: Option<&dyn std::error::Error> = std::error::Error::source(error);
+    while let Some(error) = next {
+        let part = error.to_string();
+        // Some errors repeat their cause in their own message.
+        if parts.last().is_none_or(|last| !last.contains(&part)) {
+            parts.push(part);
+        }
+        next = error.source();
+    }
+    match (parts.is_empty(), error.is_timeout()) {
+        (true, true) => "no answer in time".into(),
+        (true, false) => "the request could not be made".into(),
+        (false, _) => parts.join(": "),
+    }
+}
+
+/// Returns a successful response. Others become an error with the beginning of their body.
+pub(super) async fn accepted(
+    service: &Service,
+    response: Response,
+    idle: Duration,
+) -> Result<Response, TransferError> {
+    if response.status().is_success() {
+        return Ok(response);
+    }
+    let status = response.status().as_u16();
+    let said = match redirect_target(&response) {
+        Some(there) => format!(
+            "it sends us on to {there}, and what is sent goes nowhere but to the registered address; register the new one"
+        ),
+        None => beginning(response, idle).await,
+    };
+    Err(service.rejected(status, &said))
+}
+
+/// The target of a redirect, for display.
+fn redirect_target(response: &Response) -> Option<String> {
+    let given = response.headers().get(LOCATION).filter(|_| response.status().is_redirection())?;
+    let there = response.url().join(given.to_str().ok()?).ok()?;
+    Some(address::shown(&there))
+}
+
+/// The beginning of a response body, on one line.
+async fn beginning(mut response: Response, idle: Duration) -> String {
+    let mut body = Vec::new();
+    let reading = async {
+        while body.len() < SHOWN {
+            let Ok(Some(chunk)) = response.chunk().await else { break };
+            body.extend_from_slice(&chunk);
+        }
+    };
+    // Use whatever part of the body arrives in time.
+    tokio::time::timeout(idle, reading).await.ok();
+    body.truncate(SHOWN);
+    let text = String::from_utf8_lossy(&body);
+    let words: Vec<&str> = text.split_whitespace().collect();
+    if words.is_empty() { "(nothing)".into() } else { words.join(" ") }
+}
