@@ -320,7 +320,17 @@ impl Api {
     /// If the engine does not answer.
     pub async fn names_of(&self, id: &str) -> Vec<String> {
         let opts = podman_api::opts::ImageListOpts::builder().all(true).build();
-        let images = self.client.images().list(&opts).await.expect("images");
+        let mut images = self.client.images().list(&opts).await;
+        // podman 4.3 fails if another test removes an image during the listing.
+        for _ in 0..20 {
+            match &images {
+                Err(cause) if cause.to_string().contains("image not known") => {
+                    images = self.client.images().list(&opts).await;
+                }
+                Ok(_) | Err(_) => break,
+            }
+        }
+        let images = images.expect("images");
         let image = images.into_iter().find(|image| image.id.as_deref() == Some(id));
         image.and_then(|image| image.names).unwrap_or_default()
     }
