@@ -232,7 +232,7 @@ fn a_world_writable_queue_file_is_not_used() {
         (said.status.code(), String::from_utf8(said.stderr).unwrap())
     };
     let (code, said) = refused([("BOB_EXECUTORS", "local")]);
-    assert!(code == Some(78) && said.contains("`chmod o-w` it"), "{code:?} {said}");
+    assert!(code == Some(78) && said.contains("`chmod o-w` on it"), "{code:?} {said}");
     std::fs::set_permissions(place.queue(), std::fs::Permissions::from_mode(0o600)).unwrap();
     let (code, said) = refused([("CONTAINER_ENGINE_URL", "unix:///nowhere")]);
     assert!(code == Some(78) && said.contains("let BOB_EXECUTORS name local"), "{code:?} {said}");

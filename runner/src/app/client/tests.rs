@@ -379,19 +379,6 @@ async fn following_a_run_ends_even_if_its_ending_event_is_missing() {
     assert!(matches!(tail.outcome(), Some(Outcome::GaveUp(_))), "{tail:?}");
 }
 
-#[tokio::test(start_paused = true)]
-async fn reading_recent_events_of_a_quiet_stream_ends_early() {
-    let (client, embedded) = client().await;
-    let mut old = log("r-1", 0);
-    old.at = Millis(old.at.0 - 60_000);
-    publish(&embedded, vec![old]).await;
-    let start = tokio::time::Instant::now();
-    let mut tail = client.events(Position::Since(client.ago(Duration::ZERO)), false).await.unwrap();
-    assert!(tail.next().await.unwrap().is_none());
-    let waited = start.elapsed();
-    assert!(waited < Duration::from_secs(2), "it waited {waited:?} although nothing was expected");
-}
-
 #[tokio::test]
 async fn a_run_without_a_record_is_searched_in_the_whole_stream() {
     let (client, embedded) = client().await;

@@ -156,12 +156,12 @@ fn lost_with(steps: &[(&str, StepStatus)]) -> RunRecord {
 fn the_next_owner_adopts_only_images_that_later_steps_start_from() {
     let passed = StepStatus::Passed;
     let (_, both) = resumed(lost_with(&[("0", passed), ("1", StepStatus::Started)]), false);
-    assert!(both[0].starts_with("adopt([kept { position: 0,"), "{both:?}");
+    assert!(both[0].starts_with("adopt([keptstep { position: 0,"), "{both:?}");
     let (mut run, last) = resumed(lost_with(&[("0", passed), ("1", passed), ("2", passed)]), false);
-    assert!(last[0].starts_with("adopt([kept { position: 1,"), "{last:?}");
+    assert!(last[0].starts_with("adopt([keptstep { position: 1,"), "{last:?}");
     // Only the image of the second step is gone. It runs again from the image of the first.
     let before = words(&run.on(NOW, lost(1)));
-    assert!(before[0].starts_with("adopt([kept { position: 0,"), "{before:?}");
+    assert!(before[0].starts_with("adopt([keptstep { position: 0,"), "{before:?}");
     let orders = words(&run.on(NOW, had()));
     assert_eq!(orders.iter().filter(|word| word.starts_with("start(")).count(), 1, "{orders:?}");
     assert_eq!(orders[0], "start(1)");
@@ -254,5 +254,5 @@ fn the_next_owner_adopts_the_nearest_image_across_steps_without_one() {
     left.steps[1].cause = Some(Cause::ExitCode);
     left.steps[2].cause = Some(Cause::ExitCode);
     let (_, orders) = resumed(left, false);
-    assert!(orders[0].starts_with("adopt([kept { position: 0,"), "{orders:?}");
+    assert!(orders[0].starts_with("adopt([keptstep { position: 0,"), "{orders:?}");
 }

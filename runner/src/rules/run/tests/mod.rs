@@ -360,7 +360,7 @@ fn the_next_owner_resumes_after_the_last_committed_step() {
     let left = left_with(&[("0", StepStatus::Passed), ("1", StepStatus::Started)]);
     let (mut run, first) = resumed(left, false);
     assert_eq!(first[1], "settimer(run, 3599s)", "the run's time goes on");
-    assert!(first[0].starts_with("adopt([kept { position: 0, image: \"i\""), "{first:?}");
+    assert!(first[0].starts_with("adopt([keptstep { position: 0, image: \"i\""), "{first:?}");
     // The resource of the first step is in the image.
     assert_eq!(
         words(&run.on(NOW, had())),
@@ -391,9 +391,9 @@ fn if_an_image_is_lost_the_run_resumes_from_the_previous_one_and_reports_it() {
     let steps = &mut left.pipeline.as_mut().unwrap().steps;
     steps.push(serde_json::from_str(r#"{"name": "2", "cmd": "c"}"#).unwrap());
     let (mut run, first) = resumed(left, false);
-    assert!(first[0].starts_with("adopt([kept { position: 1,"), "{first:?}");
+    assert!(first[0].starts_with("adopt([keptstep { position: 1,"), "{first:?}");
     let before = words(&run.on(NOW, lost(1)));
-    assert!(before[0].starts_with("adopt([kept { position: 0,"), "{before:?}");
+    assert!(before[0].starts_with("adopt([keptstep { position: 0,"), "{before:?}");
     let orders = run.on(NOW, had());
     let told = orders.iter().find_map(|order| match order {
         Effect::Emit(EventDraft {
