@@ -179,22 +179,20 @@ async fn a_base_image_that_is_removed_before_its_first_use_is_pulled_again() {
     run.destroy().await;
 }
 
+/// Held by tests that create volumes or count them.
+static VOLUMES: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 #[tokio::test]
 async fn no_volume_is_created_for_an_image_that_declares_one() {
     let Some(image) = Pulled::new().await else { return };
-    // Other tests create volumes with names at the same time.
-    let unnamed = || async {
-        let mut volumes = image.api.volumes().await;
-        volumes.retain(|name| !name.starts_with("t-"));
-        volumes
-    };
-    let before = unnamed().await;
+    let _alone = VOLUMES.lock().await;
+    let before = image.api.volumes().await;
     let run = image.run();
     let on = run.prepare().await;
     let (left, _) = run.pass(&on, &shell(0, "mkdir -p /data; echo kept > /data/file")).await;
     let (_, kept) = run.pass(&left, &shell(1, "cat /data/file")).await;
     assert_eq!(kept.text(), "kept\n");
-    assert_eq!(unnamed().await, before);
+    assert_eq!(image.api.volumes().await, before);
     run.destroy().await;
     let base = image.known(&id_of(&on), &[], 1000).await;
     assert!(run.podman.remove_base(&base).await.unwrap());
@@ -220,6 +218,7 @@ async fn a_shared_volume_is_removed_unless_a_container_uses_it() {
     let access = HostAccess { granted: Some(Granted::default()), ..HostAccess::default() };
     let options = Options { access, ..Options::new(services.get("CONTAINER_ENGINE_URL")) };
     let bench = Bench::new(&options, services.get("BOB_TEST_IMAGE"));
+    let _alone = VOLUMES.lock().await;
     let base = bench.prepare().await;
     let names = [(); 3].map(|()| format!("t-{}", uuid::Uuid::new_v4()));
     let job = |position, name: &String, line| {
