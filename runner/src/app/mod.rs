@@ -290,7 +290,7 @@ async fn engine_answers(executor: &dyn Executor, config: &Config) {
     }
 }
 
-/// The ports of a worker in a cluster, and its stream. Call [`AmqpEvents::leave`] on the stream
+/// The ports of a worker in a cluster, and its stream. Call [`AmqpEvents::close_and_save`] on the stream
 /// after the worker has ended.
 ///
 /// # Errors

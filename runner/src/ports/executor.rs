@@ -35,7 +35,7 @@ pub struct EngineInfo {
     pub warning: Option<String>,
 }
 
-/// Errors of an executor. A failing step is not an error: see [`Ran`].
+/// Errors of an executor. A failing step is not an error: see [`StepOutcome`].
 #[derive(Debug, Error)]
 pub enum ExecError {
     /// The engine does not answer.

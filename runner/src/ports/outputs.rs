@@ -124,7 +124,7 @@ impl Notices {
 /// The stored outputs of one step. It grows with each of them.
 #[derive(Debug, Clone)]
 pub struct KeptOutputs {
-    /// The names above all paths: see [`Place::new`].
+    /// The names above all paths: see [`OutputLocation::new`].
     pub under: Vec<String>,
     /// The run, epoch and attempt that the outputs belong to.
     pub origin: Origin,
@@ -221,7 +221,7 @@ pub trait Outputs: Send + Sync {
 
     /// Stores the files of a tar archive that an output selects. `at` is the path that was passed
     /// to `Executor::export`: [`Selection::base`] for the output itself, then each of
-    /// [`Found::links`].
+    /// [`ArchiveMatch::links`].
     ///
     /// Entries other than files and directories are skipped with a notice. The call can be
     /// repeated.

@@ -95,10 +95,10 @@ impl<'a> KnownValues<'a> {
         Ok(filled)
     }
 
-    /// Applies [`Known::fill`] to every text in a value.
+    /// Applies [`KnownValues::fill`] to every text in a value.
     ///
     /// # Errors
-    /// Same as [`Known::fill`].
+    /// Same as [`KnownValues::fill`].
     pub fn fill_value(&self, value: &Value) -> Result<Value, String> {
         Ok(match value {
             Value::String(text) => Value::String(self.fill(text)?),
@@ -111,10 +111,10 @@ impl<'a> KnownValues<'a> {
         })
     }
 
-    /// Applies [`Known::fill`] to every text in a map.
+    /// Applies [`KnownValues::fill`] to every text in a map.
     ///
     /// # Errors
-    /// Same as [`Known::fill`].
+    /// Same as [`KnownValues::fill`].
     pub fn fill_map(&self, map: &Map<String, Value>) -> Result<Map<String, Value>, String> {
         let entries = map.iter().map(|(key, value)| Ok((key.clone(), self.fill_value(value)?)));
         entries.collect()

@@ -1,4 +1,4 @@
-//! Operations of a run. Each of them completes with one [`Done`].
+//! Operations of a run. Each of them completes with one [`Completion`].
 
 use std::sync::Arc;
 use std::time::Duration;
