@@ -11,7 +11,7 @@ use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::path::PathBuf;
 
-/// Where a test must not be skipped.
+/// The environments in which a test must not be skipped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Need {
     /// In CI and below `scripts/test`, which starts the service or installs the program.

@@ -260,7 +260,7 @@ pub(super) fn literal_secrets(
 ) -> Vec<Diagnostic> {
     let warn = |path: String| {
         let hint = if can_name_secret(&path) {
-            "write {secret-name: NAME} in its place, and keep the secret where the runner looks for it"
+            "replace it by {secret-name: NAME}, and store the secret with the runner"
         } else {
             "{secret-name: NAME} cannot stand here, so send the secret in a header"
         };

@@ -17,7 +17,7 @@
 //! | `define` | `pipeline`, `provider`, `store`, `logger` |
 //! | `later` | commands of later versions |
 //! | `doctor`, `about` | `doctor`; `version`, `schema`, `settings`, `completions` |
-//! | `view`, `screen`, `sane` | display of events |
+//! | `view`, `screen`, `sanitize` | display of events |
 //! | `writer` | output that never blocks its command |
 
 mod about;

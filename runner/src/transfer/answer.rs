@@ -1,4 +1,4 @@
-//! What a service answers: its status, redirects and errors, for people.
+//! Turns the response or the error of a service into a message for people.
 
 use std::time::Duration;
 
@@ -46,7 +46,7 @@ pub(super) async fn accepted(
     let status = response.status().as_u16();
     let said = match redirect_target(&response) {
         Some(there) => format!(
-            "it sends us on to {there}, and what is sent goes nowhere but to the registered address; register the new one"
+            "it redirects to {there}, but data is sent to the registered address only; register the new one"
         ),
         None => beginning(response, idle).await,
     };

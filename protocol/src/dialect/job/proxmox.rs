@@ -254,14 +254,15 @@ fn part(text: &str) -> Option<&'static str> {
 fn token_id(text: &str) -> Option<&'static str> {
     let is_whole = text.starts_with("${")
         || text.split_once('!').is_some_and(|(user, name)| user.contains('@') && !name.is_empty());
-    rules::plain(text).or_else(|| (!is_whole).then_some("is no token, such as user@realm!name"))
+    rules::plain(text).or_else(|| (!is_whole).then_some("is not a token such as user@realm!name"))
 }
 
 fn command(text: &str) -> Option<&'static str> {
     let odd = text.contains(['?', '#', ' ', '{']) && !text.contains("${");
     let leaves = text.starts_with('/') || text.split('/').any(|part| part == "..");
     let odd = odd || leaves;
-    rules::plain(text).or_else(|| odd.then_some("is no path below a machine, such as status/start"))
+    rules::plain(text)
+        .or_else(|| odd.then_some("is not a path below a machine, such as status/start"))
 }
 
 #[cfg(test)]

@@ -59,7 +59,7 @@ pub(crate) struct Entry {
     pub(crate) value: Node,
 }
 
-/// A line and column, both from 1, or both 0 if there is no text.
+/// A line and a column, counted from 1. Both are 0 if the document has no text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, PartialOrd, Ord)]
 pub(crate) struct Position {
     pub(crate) line: u32,

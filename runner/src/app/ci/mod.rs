@@ -111,7 +111,10 @@ impl Watch {
                 (spool, looked)
             });
             let Ok((back, looked)) = looking.await else {
-                return error!("the queue file {} is no longer read", usual.queue.display());
+                return error!(
+                    "the reader of the queue file {} has failed; restart this worker",
+                    usual.queue.display()
+                );
             };
             spool = back;
             let taken = match looked {

@@ -2,10 +2,10 @@
 //!
 //! | file | duty |
 //! |---|---|
-//! | `word` | the messages from the worker, sent over the guard's standard input |
+//! | `message` | the messages from the worker, sent over the guard's standard input |
 //! | `keeper` | the worker's side: starts, informs and restarts the guard |
 //! | `watch` | when the guard kills and when it ends: a rule without clock or I/O |
-//! | `stand` | the guard's side: reads messages, lists containers and kills them |
+//! | `process` | the guard's side: reads messages, lists containers and kills them |
 //! | `remains` | the worker's containers on each engine |
 //!
 //! The guard uses the same deadline as the worker: the time until which the lease is certainly

@@ -229,7 +229,7 @@ pub(super) fn request(method: &Method, path: &str, body: Body) -> Result<Request
         .uri(format!("{PREFIX}{path}"))
         .header(HOST, "engine")
         .body(body)
-        .map_err(|cause| Fault::Malformed(format!("{path:?} is no request path: {cause}")))
+        .map_err(|cause| Fault::Malformed(format!("{path:?} is not a valid request path: {cause}")))
 }
 
 /// An empty body.

@@ -228,9 +228,9 @@ impl Http {
     ) -> Result<Response<Incoming>, Fault> {
         let mut request = request(method, path, body)?;
         for (name, value) in headers {
-            let value = value
-                .parse()
-                .map_err(|cause| Fault::Malformed(format!("{name} is no header: {cause}")))?;
+            let value = value.parse().map_err(|cause| {
+                Fault::Malformed(format!("the value of the header {name} is invalid: {cause}"))
+            })?;
             request.headers_mut().insert(*name, value);
         }
         let mut sender = self.connect_within(Duration::from_secs(5)).await?;

@@ -136,7 +136,7 @@ impl Labelled {
         self.label(names::LABEL_RUN)?.parse().ok()
     }
 
-    /// The run and the name of a container that belongs to [`Ghosts`].
+    /// The run and the name of a container that belongs to [`UnlistedContainers`].
     fn ghost(&self) -> Option<(RunId, &str)> {
         let name =
             self.names.as_ref()?.first().filter(|_| self.state.as_deref() == Some("storage"))?;

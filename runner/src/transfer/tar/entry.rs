@@ -14,7 +14,7 @@ pub(super) enum EntryKind {
     HardLink,
 }
 
-/// What an extension header describes about the next entry.
+/// The part of the next entry that an extension header describes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum About {
     /// Its name, in GNU format.

@@ -178,7 +178,7 @@ impl Deliveries<'_> {
                         self.outbox.add(known);
                     }
                 }
-                // `tell` removes the entry and logs that.
+                // `post_if_due` removes the entry and logs that.
                 Err(_unreadable) => {
                     let receiver = entry.key.clone();
                     self.outbox.add(Waiting { key: entry.key, receiver, due: 0 });

@@ -101,7 +101,7 @@ impl Emitter {
         self.event(next.seq, draft)
     }
 
-    /// Publishes a recorded ending event, created by `peek` or an earlier owner. Returns `None` if
+    /// Publishes a recorded ending event, created by [`Self::next_event`] or an earlier owner. Returns `None` if
     /// the publisher did not accept it.
     pub(super) async fn emit_recorded(&self, event: Event) -> Option<Ticket> {
         let _waits = waits();

@@ -53,7 +53,7 @@ pub(super) async fn completion_of(shared: &Shared, error: &ExecError) -> Complet
     Completion::Broke(error.cause(), error.to_string(), start_code(error))
 }
 
-/// Like [`broke`], for a command with output.
+/// Like [`completion_of`], for a command with output.
 pub(super) async fn command_failed(
     shared: &Shared,
     error: &ExecError,

@@ -67,7 +67,7 @@ impl Drive {
 
     async fn save(&mut self, mut record: RunRecord) -> Result<(), WriteError> {
         let (_, last_seq) = self.emitter.last().await;
-        // Steps that failed and were started again are no longer closed.
+        // A step that is started again is no longer closed.
         let ended = ended(&record.steps);
         self.progress.closed.retain(|step| ended.contains(step));
         for record in [&mut record, self.run.record_mut()] {
@@ -102,7 +102,7 @@ impl Drive {
     fn open_gate(&mut self, position: usize) {
         let step = self.progress.steps.get_mut(&position);
         if let Some(gate) = step.and_then(|step| step.gate.take()) {
-            // There is no receiver if the container could not be created, which is a later fact.
+            // The receiver is gone if the container could not be created, which is reported later.
             gate.send(true).ok();
         }
     }

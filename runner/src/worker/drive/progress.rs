@@ -1,4 +1,4 @@
-//! What the steps of a run have left so far.
+//! The state of a run's steps in this drive.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use super::output::Output;
 use crate::ports::{StepSecret, StopSignal, Workspace};
 use crate::rules::run::Timer;
 
-/// What the run's steps have left so far.
+/// The state of a run's steps in this drive.
 #[derive(Default)]
 pub(super) struct Progress {
     /// The workspace from which the first steps start.
