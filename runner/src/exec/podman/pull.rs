@@ -99,9 +99,9 @@ impl Pulls {
         let (http, registries, image) = (Arc::clone(http), registries.clone(), image.to_owned());
         let (all, key) = (Arc::clone(&self.flights), image.clone());
         let task = self.tasks.spawn(async move {
-            let pulled = fetch(&http, &registries, &image).await;
-            all.lock().remove(&image);
-            pulled
+            // Also after a panic, so that the next step can pull the image.
+            scopeguard::defer! { all.lock().remove(&image); }
+            fetch(&http, &registries, &image).await
         });
         let flight = async move {
             task.await.unwrap_or_else(|cause| Err(Failed::Away(format!("the pull ended: {cause}"))))
