@@ -190,13 +190,20 @@ impl Client {
 
     /// Reads the stream from a position. Reads forever if `follow`, else to the current end.
     ///
+    /// From a time on, it reads the events whose own time is not earlier. The broker's clock decides
+    /// where the search for them starts.
+    ///
     /// # Errors
     /// Errors of the stream.
     pub async fn events(&self, from: Position, follow: bool) -> Result<EventTail, Error> {
         let events = self.services.events().await?;
         let until = if follow { ReadUntil::Ending } else { ReadUntil::Offset(events.end().await?) };
+        let Position::Since(since) = from else {
+            let source = Source { stream: events.follow(from).await?, last: None };
+            return Ok(EventTail { source, until, silence: SILENCE, since: None });
+        };
         let mut silence = SILENCE;
-        if let (Position::Since(since), ReadUntil::Offset(Some(end))) = (from, until) {
+        if let ReadUntil::Offset(Some(end)) = until {
             // If the last message is too old, nothing is expected, so do not wait long.
             let last = Source { stream: events.follow(Position::Offset(end)).await?, last: None };
             if let StreamWait::Message(last) = { last }.next().await?
@@ -205,8 +212,9 @@ impl Client {
                 silence = NOTHING_EXPECTED;
             }
         }
+        let from = Position::Since(Millis(since.0.saturating_sub(CLOCKS_DIFFER_MS)));
         let source = Source { stream: events.follow(from).await?, last: None };
-        Ok(EventTail { source, until, silence })
+        Ok(EventTail { source, until, silence, since: Some(since) })
     }
 
     /// The time `span` ago, for [`Position::Since`].
@@ -361,6 +369,8 @@ pub struct EventTail {
     until: ReadUntil,
     /// How long the stream can be silent before its end counts as reached.
     silence: Duration,
+    /// Earlier events are left out. Messages that are not events are kept.
+    since: Option<Millis>,
 }
 
 impl std::fmt::Debug for EventTail {
@@ -383,7 +393,14 @@ impl EventTail {
                 return Ok(None);
             }
             match self.source.next_within(self.silence).await? {
-                StreamWait::Message(message) => return Ok(Some(message)),
+                StreamWait::Message(message) => {
+                    let is_early = self
+                        .since
+                        .is_some_and(|since| message.event().is_some_and(|event| event.at < since));
+                    if !is_early {
+                        return Ok(Some(message));
+                    }
+                }
                 // The stream ends before the starting position.
                 StreamWait::Nothing if self.until != ReadUntil::Ending => return Ok(None),
                 StreamWait::Nothing => {}

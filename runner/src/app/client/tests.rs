@@ -310,6 +310,26 @@ async fn an_unknown_step_is_reported_with_the_known_ones() {
 }
 
 #[tokio::test]
+async fn events_since_a_time_are_those_of_that_time_and_later() {
+    let (client, embedded) = client().await;
+    let at = |seq: u64, time: i64| {
+        let mut event = log("r-1", seq);
+        event.at = Millis(time);
+        event
+    };
+    let time = now().0;
+    // Events of one moment are stored together, whatever their own times are.
+    let events = vec![at(0, time - 5_000), at(1, time), at(2, time - 1), at(3, time + 1)];
+    publish(&embedded, events).await;
+    let mut tail = client.events(Position::Since(Millis(time)), false).await.unwrap();
+    let mut read = Vec::new();
+    while let Some(message) = tail.next().await.unwrap() {
+        read.push(message.event().unwrap().seq.unwrap());
+    }
+    assert_eq!(read, [1, 3]);
+}
+
+#[tokio::test]
 async fn a_log_ends_with_its_ending_event() {
     let (client, embedded) = client().await;
     let ending = event("r-1", 2, Reason::PipelineSuccessful);
