@@ -24,7 +24,7 @@ macro_rules! for_each_row {
             hard::a_claim_whose_answer_was_lost_is_taken_up,
             hard::a_run_that_is_being_claimed_when_the_drain_begins_is_run,
             hard::a_long_lease_that_is_gone_is_replaced,
-            hard::a_store_that_was_restored_is_not_worked_on,
+            hard::a_run_with_an_epoch_above_the_revision_is_not_claimed,
             hard::a_newer_loss_of_a_run_is_not_dropped_with_an_older_one,
             marks::a_lease_of_days_serves_a_limited_number_of_keys,
             marks::the_mark_of_an_open_run_is_renewed,

@@ -359,7 +359,7 @@ pub async fn a_long_lease_that_is_gone_is_replaced(mut rig: Rig) {
 }
 
 /// A store that was restored from an older snapshot could issue an epoch twice.
-pub async fn a_store_that_was_restored_is_not_worked_on(mut rig: Rig) {
+pub async fn a_run_with_an_epoch_above_the_revision_is_not_claimed(mut rig: Rig) {
     let run = rig.run("restored");
     let record = |epoch: i64| {
         json!({
