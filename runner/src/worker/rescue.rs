@@ -73,7 +73,7 @@ pub(super) async fn run(shared: Arc<Shared>, mut lease: Current, stop: Cancellat
             orphans: BTreeMap::new(),
             slot: Slot::None,
         };
-        rescue.wait_for_lease().await;
+        rescue.until_over().await;
     }
 }
 
@@ -123,7 +123,8 @@ impl Rescue<'_> {
         self.held.lost.is_cancelled() || self.stop.is_cancelled()
     }
 
-    async fn wait_for_lease(&mut self) {
+    /// Scans and follows until the lease is lost or the worker stops.
+    async fn until_over(&mut self) {
         let mut wait = RETRY_FIRST;
         while !self.is_over() {
             match self.look_and_follow().await {
