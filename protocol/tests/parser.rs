@@ -15,8 +15,8 @@ use protocol::dialect::{parse, pipeline_faults_json, pipeline_from_json};
 use protocol::id::{RegisteredName, StepName};
 use protocol::pipeline::{
     Admission, Artifact, Backoff, Callback, Cmd, EndSignal, ExecutorKind, FailureMode, Graph,
-    Layout, Limits, Missing, OnLogLimit, OnLost, Output, OutputKind, Pipeline, PullPolicy, Quotas,
-    RelativeTo, Requests, Resource, ResourceKind, Retry, RetryOn, SecretUse, Shell, Step,
+    Layout, Limits, Missing, OnLogLimit, OnLost, Output, OutputKind, Pipeline, Place, PullPolicy,
+    Quotas, RelativeTo, Requests, Resource, ResourceKind, Retry, RetryOn, SecretUse, Shell, Step,
     Strategy as Strategy_, Template, Token, Vars, When,
 };
 use protocol::quantity::{Cpu, Memory, Span};
@@ -158,9 +158,16 @@ fn step() -> impl Strategy<Value = Step> {
                 label.iter().map(|label| ("label".to_owned(), label.clone().into())).collect()
             } else {
                 let values = with.into_values().filter(|value| !value.is_null());
-                executor.with_keys().iter().map(|&key| key.to_owned()).zip(values).collect()
+                executor
+                    .capabilities()
+                    .with_keys
+                    .iter()
+                    .map(|&key| key.to_owned())
+                    .zip(values)
+                    .collect()
             };
-            let entrypoint = match shell.filter(|_| executor.has_images()) {
+            let entrypoint = match shell.filter(|_| executor.capabilities().place == Place::Engine)
+            {
                 Some(Shell::Bash) => Some(vec!["tini".to_owned(), "--".to_owned()]),
                 Some(Shell::Sh) => Some(Vec::new()),
                 None => None,
@@ -183,8 +190,8 @@ fn step() -> impl Strategy<Value = Step> {
                 network,
                 pull,
                 timeout,
-                stop_signal: signal.filter(|_| executor.has_signals()),
-                kill_grace: grace.filter(|_| !executor.is_call()),
+                stop_signal: signal.filter(|_| executor.capabilities().has_signals),
+                kill_grace: grace.filter(|_| !executor.capabilities().is_call()),
                 retry,
                 needs: None,
                 executor,
@@ -452,8 +459,8 @@ proptest! {
         let body = serde_json::to_vec(&pipeline).unwrap();
         let steps = pipeline.steps.iter().chain(pipeline.on_error.as_deref());
         let later = steps.into_iter().any(|step| {
-            (!step.secrets.is_empty() && !step.executor.takes_secrets())
-                || (step.outputs.iter().any(|it| it.is_of_files()) && !step.executor.has_files())
+            (!step.secrets.is_empty() && !step.executor.capabilities().takes_secrets)
+                || (step.outputs.iter().any(|it| it.is_of_files()) && !step.executor.capabilities().has_files)
         });
         let among_runs = pipeline.admission.is_some() || pipeline.retention_count.is_some();
         let read = parse(None, &body);

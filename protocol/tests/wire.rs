@@ -290,6 +290,6 @@ fn pipelines() -> Vec<Table> {
 }
 
 fn executors() -> Table {
-    let row = |kind: ExecutorKind| vec![code(kind.as_str()), list(kind.with_keys())];
+    let row = |kind: ExecutorKind| vec![code(kind.as_str()), list(kind.capabilities().with_keys)];
     table("protocol/executors", ExecutorKind::ALL.map(row))
 }

@@ -13,7 +13,7 @@ const LIMITS: (&str, &str) =
 
 /// The keys of a step on its run's image, with hints for keys that belong elsewhere.
 const PODMAN: Keys = Keys {
-    known: ExecutorKind::Podman.with_keys(),
+    known: ExecutorKind::Podman.capabilities().with_keys,
     instead: &[
         LIMITS,
         ("image", "only a step of executor docker can have an image of its own"),
@@ -25,7 +25,7 @@ const PODMAN: Keys = Keys {
 };
 
 const DOCKER: Keys = Keys {
-    known: ExecutorKind::Docker.with_keys(),
+    known: ExecutorKind::Docker.capabilities().with_keys,
     instead: &[
         LIMITS,
         ("volumes", "did you mean `mounts`?"),
@@ -53,7 +53,7 @@ pub(super) fn with(
     field: &Field<'_>,
     executor: ExecutorKind,
 ) -> Option<Map<String, Json>> {
-    let keys = if executor == ExecutorKind::Docker { &DOCKER } else { &PODMAN };
+    let keys = if executor.capabilities().has_own_images { &DOCKER } else { &PODMAN };
     let fields = reader.map(field, keys)?;
     if fields.get("image").is_none() {
         for key in ["namespace", "mounts", "tty"] {

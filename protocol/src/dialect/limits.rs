@@ -7,7 +7,7 @@ use super::tree::Value;
 use crate::pipeline::{ExecutorKind, ProcessLimits};
 use crate::quantity::{Memory, Span};
 
-const WITH: Keys = Keys { known: ExecutorKind::Local.with_keys(), instead: &[] };
+const WITH: Keys = Keys { known: ExecutorKind::Local.capabilities().with_keys, instead: &[] };
 
 const LIMITS: Keys = Keys {
     known: &ProcessLimits::KEYS,

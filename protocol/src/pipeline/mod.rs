@@ -4,8 +4,8 @@
 //! Its JSON form is stored, and printed by `plan`. It is a Bob pipeline with every default written
 //! out, so the Bob dialect can parse it again.
 
-mod call;
 mod end;
+mod executor;
 mod graph;
 mod handover;
 mod limits;
@@ -22,6 +22,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use self::end::EndSignal;
+pub use self::executor::{Capabilities, ExecutorKind, Place};
 pub use self::graph::Graph;
 pub(crate) use self::graph::depths;
 pub use self::handover::{
@@ -35,9 +36,7 @@ pub use self::pull::PullPolicy;
 pub use self::secret::{
     can_name_secret, is_secret_header, mask_stored_definition, mask_stored_run,
 };
-pub use self::step::{
-    Backoff, Cmd, ExecutorKind, OnLogLimit, Retry, RetryOn, Shell, Step, Template, When,
-};
+pub use self::step::{Backoff, Cmd, OnLogLimit, Retry, RetryOn, Shell, Step, Template, When};
 pub(crate) use self::vars::Scalar;
 use self::vars::VARIABLE;
 pub use self::vars::{Params, Vars, bad_variable};
@@ -292,12 +291,10 @@ impl Pipeline {
         let steps = steps.map(|(position, step)| (format!("steps[{position}]"), step));
         let last = self.on_error.iter().map(|step| ("on-error".to_owned(), &**step));
         for (path, step) in steps.chain(last) {
+            let can = step.executor.capabilities();
             let asked = [
-                ("secrets", !step.secrets.is_empty() && !step.executor.takes_secrets()),
-                (
-                    "outputs",
-                    step.outputs.iter().any(|it| it.is_of_files()) && !step.executor.has_files(),
-                ),
+                ("secrets", !step.secrets.is_empty() && !can.takes_secrets),
+                ("outputs", step.outputs.iter().any(|it| it.is_of_files()) && !can.has_files),
             ];
             for (key, _) in asked.into_iter().filter(|(_, asked)| *asked) {
                 later(

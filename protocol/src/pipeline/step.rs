@@ -5,7 +5,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{Artifact, Callback, EndSignal, Output, PullPolicy, Scalar, SecretUse, VARIABLE, Vars};
+use super::{
+    Artifact, Callback, EndSignal, ExecutorKind, Output, Place, PullPolicy, Scalar, SecretUse,
+    VARIABLE, Vars,
+};
 use crate::id::StepName;
 use crate::quantity::Span;
 use crate::status::Cause;
@@ -232,34 +235,27 @@ impl Step {
     /// Whether the step has nothing to run.
     #[must_use]
     pub fn is_join(&self) -> bool {
-        let calls = self.executor.is_call() && !self.with.is_empty();
+        let calls = self.executor.capabilities().is_call() && !self.with.is_empty();
         self.cmd.is_none() && self.script.is_empty() && !calls
     }
 
     /// Whether the step starts on an image of its run and commits a new one.
     #[must_use]
     pub fn is_on_image(&self) -> bool {
-        if self.is_join() {
-            return false;
-        }
-        match self.executor {
-            ExecutorKind::Podman => true,
-            // A step with its own image neither uses nor extends the run's images.
-            ExecutorKind::Docker => !self.with.contains_key("image"),
-            ExecutorKind::Local
-            | ExecutorKind::Custom
-            | ExecutorKind::Ssh
-            | ExecutorKind::Proxmox
-            | ExecutorKind::Lexware
-            | ExecutorKind::Sevdesk
-            | ExecutorKind::Http => false,
-        }
+        let place = self.executor.capabilities().place;
+        place == Place::Engine && !self.is_join() && !self.has_own_image()
+    }
+
+    /// Whether the step names an image of its own. It neither uses nor extends the run's images.
+    #[must_use]
+    pub fn has_own_image(&self) -> bool {
+        self.executor.capabilities().has_own_images && self.with.contains_key("image")
     }
 
     /// Whether the step's results exist only on the worker's host.
     #[must_use]
     pub fn is_on_host(&self) -> bool {
-        matches!(self.executor, ExecutorKind::Local | ExecutorKind::Custom) && !self.is_join()
+        self.executor.capabilities().place == Place::Host && !self.is_join()
     }
 
     /// Whether the run tolerates a failure with `cause`. A failed script template is always fatal.
@@ -271,8 +267,7 @@ impl Step {
     /// Whether the step can run again even though an earlier attempt might have taken effect.
     #[must_use]
     pub fn may_repeat(&self) -> bool {
-        let acts_elsewhere = self.executor.is_call() || self.executor == ExecutorKind::Ssh;
-        !acts_elsewhere
+        self.executor.capabilities().is_on_this_host()
             || self.is_join()
             || self.with.get("idempotent").and_then(Value::as_bool).unwrap_or(false)
     }
@@ -287,136 +282,6 @@ impl Step {
                 call.and_then(Value::as_str).unwrap_or_default().to_owned()
             }
             None => self.script.join("\n"),
-        }
-    }
-}
-
-/// The executor of a step.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum ExecutorKind {
-    /// A rootless podman container on the image chain of its run.
-    #[default]
-    Podman,
-    /// A container of a Docker engine.
-    Docker,
-    /// A process on the worker's host.
-    Local,
-    /// A host command of a job file.
-    Custom,
-    /// A command on another host, over SSH.
-    Ssh,
-    /// A Proxmox VE API call.
-    Proxmox,
-    /// A Lexware Office API call.
-    Lexware,
-    /// A sevDesk API call.
-    Sevdesk,
-    /// An HTTP request.
-    Http,
-}
-
-impl ExecutorKind {
-    /// All executors.
-    pub const ALL: [Self; 9] = [
-        Self::Podman,
-        Self::Docker,
-        Self::Local,
-        Self::Custom,
-        Self::Ssh,
-        Self::Proxmox,
-        Self::Lexware,
-        Self::Sevdesk,
-        Self::Http,
-    ];
-
-    /// The name on the wire.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Podman => "podman",
-            Self::Docker => "docker",
-            Self::Local => "local",
-            Self::Custom => "custom",
-            Self::Ssh => "ssh",
-            Self::Proxmox => "proxmox",
-            Self::Lexware => "lexware",
-            Self::Sevdesk => "sevdesk",
-            Self::Http => "http",
-        }
-    }
-
-    /// Whether the executor can pass secrets to its steps.
-    #[must_use]
-    pub fn takes_secrets(self) -> bool {
-        match self {
-            Self::Podman
-            | Self::Docker
-            | Self::Local
-            | Self::Custom
-            | Self::Proxmox
-            | Self::Lexware
-            | Self::Sevdesk
-            | Self::Http => true,
-            Self::Ssh => false,
-        }
-    }
-
-    /// Whether a step can be stopped with a chosen signal.
-    #[must_use]
-    pub fn has_signals(self) -> bool {
-        match self {
-            Self::Podman | Self::Docker | Self::Local | Self::Custom => true,
-            Self::Ssh | Self::Proxmox | Self::Lexware | Self::Sevdesk | Self::Http => false,
-        }
-    }
-
-    /// Whether a step can leave files to keep.
-    #[must_use]
-    pub fn has_files(self) -> bool {
-        match self {
-            Self::Podman | Self::Docker | Self::Local | Self::Custom => true,
-            Self::Ssh | Self::Proxmox | Self::Lexware | Self::Sevdesk | Self::Http => false,
-        }
-    }
-
-    /// Whether its steps have a directory of their own, `$JOB_WORKDIR`. `has_image`: whether the step
-    /// has an image of its own.
-    #[must_use]
-    pub fn has_job_dir(self, has_image: bool) -> bool {
-        match self {
-            Self::Local | Self::Custom => true,
-            Self::Docker => has_image,
-            Self::Podman
-            | Self::Ssh
-            | Self::Proxmox
-            | Self::Lexware
-            | Self::Sevdesk
-            | Self::Http => false,
-        }
-    }
-
-    /// Whether steps run in a container with an image.
-    #[must_use]
-    pub fn has_images(self) -> bool {
-        match self {
-            Self::Podman | Self::Docker => true,
-            Self::Local
-            | Self::Custom
-            | Self::Ssh
-            | Self::Proxmox
-            | Self::Lexware
-            | Self::Sevdesk
-            | Self::Http => false,
-        }
-    }
-
-    /// Whether a step is a single API call, described entirely in `with`.
-    #[must_use]
-    pub fn is_call(self) -> bool {
-        match self {
-            Self::Proxmox | Self::Lexware | Self::Sevdesk | Self::Http => true,
-            Self::Podman | Self::Docker | Self::Local | Self::Custom | Self::Ssh => false,
         }
     }
 }

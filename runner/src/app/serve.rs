@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use protocol::id::NodeId;
-use protocol::pipeline::ExecutorKind;
+use protocol::pipeline::Place;
 use tracing::{error, info};
 
 use super::ci::Watch;
@@ -37,11 +37,14 @@ struct WorkerParts {
 /// Connects to everything that a worker needs.
 async fn connect(config: &Config) -> anyhow::Result<WorkerParts> {
     let node = new_node();
-    let config = with_docker(config, config.worker.executors.contains(&ExecutorKind::Docker));
+    let executors = || config.worker.executors.iter().map(|kind| kind.capabilities());
+    let has_own_images = executors().any(|executor| executor.has_own_images);
+    let config = with_docker(config, has_own_images);
     // A worker without steps on an engine needs no engine.
-    let has = |executor| config.worker.executors.contains(&executor);
-    let on_engine = has(ExecutorKind::Podman)
-        || (has(ExecutorKind::Docker) && config.engine.docker_url.is_none());
+    let has_docker = config.engine.docker_url.is_some();
+    let on_engine = executors().any(|executor| {
+        executor.place == Place::Engine && !(executor.has_own_images && has_docker)
+    });
     let found = if on_engine { Some(engine::find(&config.engine).await?) } else { None };
     let url = found.as_ref().map(|found| found.url.clone());
     info!(owner.id = %node, engine = url.as_deref().unwrap_or("none"), "bob-runner starts");

@@ -204,7 +204,7 @@ pub(super) fn address(text: &str) -> Parsed<String> {
 
 /// Executors, separated by commas.
 pub(super) fn executors(text: &str) -> Parsed<Vec<ExecutorKind>> {
-    let known = ExecutorKind::ALL.map(|kind| (kind.as_str(), kind));
+    let known = ExecutorKind::named();
     items(text).map(|one| word(one, &known)).collect()
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use protocol::id::RunId;
-use protocol::pipeline::{ExecutorKind, Step};
+use protocol::pipeline::{ExecutorKind, Place, Step};
 use protocol::time::Millis;
 
 use super::job::own_image;
@@ -59,22 +59,21 @@ impl Executors {
     }
 
     fn of_step(&self, step: &StepSpec) -> Result<Runs<'_>, ExecError> {
-        let here = match step.executor {
-            ExecutorKind::Docker if own_image(step).is_some() => {
-                self.job_engine.as_deref().or(self.engine.as_deref())
-            }
-            ExecutorKind::Podman | ExecutorKind::Docker => self.engine.as_deref(),
-            ExecutorKind::Local | ExecutorKind::Custom => Some(&*self.local),
-            ExecutorKind::Ssh
-            | ExecutorKind::Proxmox
-            | ExecutorKind::Lexware
-            | ExecutorKind::Sevdesk
-            | ExecutorKind::Http => None,
+        let here = match step.executor.capabilities().place {
+            Place::Engine => self.engine_for(own_image(step).is_some()),
+            Place::Host => Some(&*self.local),
+            Place::RemoteHost | Place::Service => None,
         };
         let name = step.executor.as_str();
         let runs =
             here.map(Runs::Here).or_else(|| Some(Runs::Elsewhere(&**self.remote.get(name)?)));
         runs.ok_or_else(|| ExecError::Unsupported(format!("this worker has no executor {name}")))
+    }
+
+    /// The engine that runs steps with or without an image of their own.
+    fn engine_for(&self, has_own_image: bool) -> Option<&dyn Executor> {
+        let own = self.job_engine.as_deref().filter(|_| has_own_image);
+        own.or(self.engine.as_deref())
     }
 
     fn of_workspace(&self, workspace: &Workspace) -> &dyn Executor {
@@ -98,31 +97,18 @@ impl Executor for Executors {
     }
 
     async fn limits_refused(&self, kind: ExecutorKind) -> Result<Option<String>, ExecError> {
-        match kind {
-            ExecutorKind::Podman | ExecutorKind::Docker => self.main().limits_refused(kind).await,
-            ExecutorKind::Local | ExecutorKind::Custom => self.local.limits_refused(kind).await,
+        match kind.capabilities().place {
+            Place::Engine => self.main().limits_refused(kind).await,
+            Place::Host => self.local.limits_refused(kind).await,
             // These steps use no resources of this host. Their executors check limits themselves.
-            ExecutorKind::Ssh
-            | ExecutorKind::Proxmox
-            | ExecutorKind::Lexware
-            | ExecutorKind::Sevdesk
-            | ExecutorKind::Http => Ok(None),
+            Place::RemoteHost | Place::Service => Ok(None),
         }
     }
 
     fn rejects(&self, step: &Step, network: Option<&str>) -> Option<String> {
-        let executor = match step.executor {
-            ExecutorKind::Docker if step.with.contains_key("image") => {
-                self.job_engine.as_deref().or(self.engine.as_deref())
-            }
-            ExecutorKind::Podman | ExecutorKind::Docker => self.engine.as_deref(),
-            ExecutorKind::Local
-            | ExecutorKind::Custom
-            | ExecutorKind::Ssh
-            | ExecutorKind::Proxmox
-            | ExecutorKind::Lexware
-            | ExecutorKind::Sevdesk
-            | ExecutorKind::Http => None,
+        let executor = match step.executor.capabilities().place {
+            Place::Engine => self.engine_for(step.has_own_image()),
+            Place::Host | Place::RemoteHost | Place::Service => None,
         };
         match executor {
             Some(executor) => executor.rejects(step, network),

@@ -42,7 +42,7 @@ pub(super) fn has_tty(step: &StepSpec) -> bool {
 /// The image that only this step uses.
 pub(super) fn own_image(step: &StepSpec) -> Option<&str> {
     let image = step.with.get("image").and_then(Value::as_str)?;
-    (step.executor == ExecutorKind::Docker).then_some(image)
+    step.executor.capabilities().has_own_images.then_some(image)
 }
 
 /// The container's name. It has no epoch, so two owners of a run cannot both have one.

@@ -12,7 +12,7 @@ pub(super) fn has_known_keys(
     executor: ExecutorKind,
     with: &Map<String, Value>,
 ) -> Result<(), String> {
-    let known = executor.with_keys();
+    let known = executor.capabilities().with_keys;
     let Some(odd) = with.keys().find(|key| !known.contains(&key.as_str())) else {
         return Ok(());
     };

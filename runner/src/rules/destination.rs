@@ -1,6 +1,6 @@
 //! Determines the host to which a step sends its secrets.
 
-use protocol::pipeline::{ExecutorKind, Step};
+use protocol::pipeline::Step;
 use serde_json::Value;
 use url::Url;
 
@@ -15,20 +15,11 @@ pub fn of_url(url: &str) -> Option<(String, u16)> {
 /// anywhere. This applies to commands, and to calls whose address is itself a secret.
 #[must_use]
 pub fn of_step(step: &Step) -> Option<(String, u16)> {
-    let at = |key: &str| step.with.get(key).filter(|value| !value.is_null());
-    let url = match step.executor {
-        ExecutorKind::Http => at("url"),
-        ExecutorKind::Proxmox => at("host"),
-        ExecutorKind::Sevdesk | ExecutorKind::Lexware => at("base_url"),
-        ExecutorKind::Podman
-        | ExecutorKind::Docker
-        | ExecutorKind::Local
-        | ExecutorKind::Custom
-        | ExecutorKind::Ssh => return None,
-    };
+    let executor = step.executor.capabilities();
+    let url = step.with.get(executor.address_key?).filter(|value| !value.is_null());
     match url {
         Some(Value::String(text)) if !text.is_empty() => of_url(text),
-        None | Some(Value::String(_)) => of_url(step.executor.usual_service()?),
+        None | Some(Value::String(_)) => of_url(executor.default_address?),
         Some(_) => None,
     }
 }

@@ -12,7 +12,7 @@ use super::tree::Node;
 use crate::diagnostic::Diagnostic;
 use crate::id::PipelineId;
 use crate::pipeline::{
-    Admission, ExecutorKind, FailureMode, Limits, OnLost, Pipeline, Quotas, Requests, Step,
+    Admission, ExecutorKind, FailureMode, Limits, OnLost, Pipeline, Place, Quotas, Requests, Step,
     Strategy, bad_variable,
 };
 
@@ -205,12 +205,9 @@ fn may_begin_with_image(step: &Node) -> bool {
         return true;
     };
     let word = executor.value.scalar();
-    let executor = steps::EXECUTORS.iter().find(|(known, _)| Some(*known) == word);
-    match executor.map(|(_, executor)| executor) {
-        Some(ExecutorKind::Podman) => true,
-        Some(ExecutorKind::Docker) => {
-            step.entry("with").is_none_or(|with| with.value.entry("image").is_none())
-        }
-        Some(_) | None => false,
-    }
+    let executor = ExecutorKind::ALL.into_iter().find(|kind| Some(kind.as_str()) == word);
+    let has_image = || step.entry("with").is_some_and(|with| with.value.entry("image").is_some());
+    executor.map(ExecutorKind::capabilities).is_some_and(|executor| {
+        executor.place == Place::Engine && !(executor.has_own_images && has_image())
+    })
 }

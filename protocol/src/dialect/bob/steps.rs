@@ -12,8 +12,8 @@ use crate::dialect::tree::{Position, Value, quoted};
 use crate::dialect::{container, handover, limits};
 use crate::id::StepName;
 use crate::pipeline::{
-    Artifact, Backoff, Cmd, EndSignal, ExecutorKind, Graph, OnLogLimit, PullPolicy, Retry, RetryOn,
-    Shell, Step, Template, When, bad_variable,
+    Artifact, Backoff, Cmd, EndSignal, ExecutorKind, Graph, OnLogLimit, Place, PullPolicy, Retry,
+    RetryOn, Shell, Step, Template, When, bad_variable,
 };
 use crate::quantity::Span;
 
@@ -79,17 +79,6 @@ pub(super) const PULL: [(&str, PullPolicy); 3] = [
     ("always", PullPolicy::Always),
     ("missing", PullPolicy::Missing),
     ("never", PullPolicy::Never),
-];
-pub(super) const EXECUTORS: [(&str, ExecutorKind); 9] = [
-    ("podman", ExecutorKind::Podman),
-    ("docker", ExecutorKind::Docker),
-    ("local", ExecutorKind::Local),
-    ("custom", ExecutorKind::Custom),
-    ("ssh", ExecutorKind::Ssh),
-    ("proxmox", ExecutorKind::Proxmox),
-    ("lexware", ExecutorKind::Lexware),
-    ("sevdesk", ExecutorKind::Sevdesk),
-    ("http", ExecutorKind::Http),
 ];
 
 /// Maximum grace period of a step. A worker that shuts down waits for it.
@@ -229,8 +218,9 @@ impl Reader {
             let message = "`shell` is for a `script`, and there is none".to_owned();
             self.fault(&field, message, Some("write what the shell runs in `script`"));
         }
-        let executor =
-            self.optional(fields, "executor", |r, f| r.word(f, &EXECUTORS)).unwrap_or_default();
+        let executor = self
+            .optional(fields, "executor", |r, f| r.word(f, &ExecutorKind::named()))
+            .unwrap_or_default();
         let cmd = match (fields.get("cmd"), fields.get("script")) {
             (Some(_), Some(second)) => {
                 let hint = Some("what one shell runs belongs to `script`");
@@ -241,7 +231,7 @@ impl Reader {
             // A step without a command that only groups its dependencies.
             (None, None)
                 if fields.get("needs").is_some()
-                    || (executor.is_call() && fields.get("with").is_some()) =>
+                    || (executor.capabilities().is_call() && fields.get("with").is_some()) =>
             {
                 Some(None)
             }
@@ -256,7 +246,7 @@ impl Reader {
             self.declared(&field, name, resources)
         });
         let with = fields.get("with").and_then(|f| self.with(&f, executor)).unwrap_or_default();
-        let has_job_dir = executor.has_job_dir(with.contains_key("image"));
+        let has_job_dir = executor.capabilities().has_job_dir(with.contains_key("image"));
         Some(Step {
             vars: self
                 .optional(fields, "vars", |r, f| r.scalars(f, bad_variable))
@@ -302,7 +292,7 @@ impl Reader {
     /// The words before a container's command.
     fn entrypoint(&mut self, fields: &Fields<'_>, executor: ExecutorKind) -> Option<Vec<String>> {
         let field = fields.get("entrypoint")?;
-        if !executor.has_images() {
+        if executor.capabilities().place != Place::Engine {
             let message = format!("a step of executor {} has no image", executor.as_str());
             self.fault(&field, message, Some("leave `entrypoint` out"));
             return None;
@@ -317,7 +307,7 @@ impl Reader {
 
     fn stop_signal(&mut self, fields: &Fields<'_>, executor: ExecutorKind) -> Option<EndSignal> {
         let field = fields.get("stop-signal")?;
-        if !executor.has_signals() {
+        if !executor.capabilities().has_signals {
             let message = format!("a step of executor {} takes no signal", executor.as_str());
             self.fault(&field, message, Some("leave `stop-signal` out"));
             return None;
@@ -327,7 +317,7 @@ impl Reader {
 
     fn kill_grace(&mut self, fields: &Fields<'_>, executor: ExecutorKind) -> Option<Span> {
         let field = fields.get("kill-grace")?;
-        if executor.is_call() {
+        if executor.capabilities().is_call() {
             let message = format!("a step of executor {} is not killed", executor.as_str());
             self.fault(&field, message, Some("leave `kill-grace` out"));
             return None;
@@ -343,7 +333,7 @@ impl Reader {
     /// The network of a step. A step without its own container would ignore it.
     fn network(&mut self, fields: &Fields<'_>, executor: ExecutorKind) -> Option<String> {
         let field = fields.get("network")?;
-        if !matches!(executor, ExecutorKind::Podman | ExecutorKind::Docker) {
+        if executor.capabilities().place != Place::Engine {
             let message =
                 format!("a step of executor {} has the network of its host", executor.as_str());
             self.fault(&field, message, Some("leave `network` out"));
@@ -354,18 +344,12 @@ impl Reader {
 
     /// The settings for the executor. Every key is either used or rejected.
     fn with(&mut self, field: &Field<'_>, executor: ExecutorKind) -> Option<Map<String, Json>> {
-        match executor {
-            ExecutorKind::Podman | ExecutorKind::Docker => {
-                return container::with(self, field, executor);
-            }
-            ExecutorKind::Local | ExecutorKind::Custom => return limits::with(self, field),
-            ExecutorKind::Ssh
-            | ExecutorKind::Proxmox
-            | ExecutorKind::Lexware
-            | ExecutorKind::Sevdesk
-            | ExecutorKind::Http => {}
+        match executor.capabilities().place {
+            Place::Engine => return container::with(self, field, executor),
+            Place::Host => return limits::with(self, field),
+            Place::RemoteHost | Place::Service => {}
         }
-        let known = executor.with_keys();
+        let known = executor.capabilities().with_keys;
         let fields = self.map(field, &Keys { known, instead: &[] })?;
         let there = known.iter().filter_map(|key| Some((*key, fields.get(key)?)));
         Some(there.map(|(key, field)| (key.to_owned(), handover::json(field.node))).collect())

@@ -104,7 +104,7 @@ fn outputs(
     executor: Option<ExecutorKind>,
 ) -> Vec<Output> {
     // Every job of `docker` has an image of its own.
-    let has_job_dir = executor.is_some_and(|executor| executor.has_job_dir(true));
+    let has_job_dir = executor.is_some_and(|executor| executor.capabilities().has_job_dir(true));
     let relative_to = if has_job_dir { RelativeTo::JobDir } else { RelativeTo::WorkDir };
     let artifacts = fields.get("artifacts");
     let artifacts = artifacts.and_then(|field| handover::artifacts(reader, &field, relative_to));

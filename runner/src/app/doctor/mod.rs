@@ -12,7 +12,7 @@ mod engine;
 mod machine;
 mod services;
 
-use protocol::pipeline::{ExecutorKind, Pipeline};
+use protocol::pipeline::{Pipeline, Place};
 use protocol::quantity::readable;
 use protocol::run::NodeMemory;
 
@@ -104,14 +104,10 @@ impl Abilities {
     fn no_limits(&self, pipeline: &Pipeline) -> Option<&str> {
         let steps = pipeline.all_steps();
         let mut kinds = steps.filter(|step| !step.is_join()).map(|step| step.executor);
-        kinds.find_map(|kind| match kind {
-            ExecutorKind::Podman | ExecutorKind::Docker => self.limits_refused.as_deref(),
-            ExecutorKind::Local | ExecutorKind::Custom => self.local_limits_refused.as_deref(),
-            ExecutorKind::Ssh
-            | ExecutorKind::Proxmox
-            | ExecutorKind::Lexware
-            | ExecutorKind::Sevdesk
-            | ExecutorKind::Http => None,
+        kinds.find_map(|kind| match kind.capabilities().place {
+            Place::Engine => self.limits_refused.as_deref(),
+            Place::Host => self.local_limits_refused.as_deref(),
+            Place::RemoteHost | Place::Service => None,
         })
     }
 }

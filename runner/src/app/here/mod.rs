@@ -19,7 +19,7 @@ use anyhow::Context as _;
 use protocol::command;
 use protocol::id::{NodeId, RunId};
 use protocol::names;
-use protocol::pipeline::{ExecutorKind, Params, Pipeline, Step, Vars};
+use protocol::pipeline::{ExecutorKind, Params, Pipeline, Place, Step, Vars};
 use serde_json::json;
 use tokio::task::JoinHandle;
 
@@ -101,16 +101,10 @@ impl std::fmt::Debug for HereRun {
 /// Whether podman runs a step of the pipeline. `has_docker`: another engine runs steps with an
 /// image of their own.
 fn on_engine(pipeline: &Pipeline, has_docker: bool) -> bool {
-    let on_engine = |step: &Step| match step.executor {
-        ExecutorKind::Docker if has_docker => !step.is_join() && step.is_on_image(),
-        ExecutorKind::Podman | ExecutorKind::Docker => !step.is_join(),
-        ExecutorKind::Local
-        | ExecutorKind::Custom
-        | ExecutorKind::Ssh
-        | ExecutorKind::Proxmox
-        | ExecutorKind::Lexware
-        | ExecutorKind::Sevdesk
-        | ExecutorKind::Http => false,
+    let on_engine = |step: &Step| {
+        step.executor.capabilities().place == Place::Engine
+            && !step.is_join()
+            && !(has_docker && step.has_own_image())
     };
     all_steps(pipeline).any(on_engine)
 }
@@ -119,9 +113,9 @@ fn all_steps(pipeline: &Pipeline) -> impl Iterator<Item = &Step> {
     pipeline.all_steps()
 }
 
-/// Whether a step has an image of its own.
+/// Whether a step runs in a container of an image of its own.
 fn has_own_image(step: &Step) -> bool {
-    step.executor == ExecutorKind::Docker && !step.is_join() && !step.is_on_image()
+    !step.is_join() && step.has_own_image()
 }
 
 /// The directories for the files of a job file.

@@ -13,7 +13,7 @@ use std::time::Duration;
 use jiff::Zoned;
 use protocol::event::{Event, LogStream, Reason};
 use protocol::id::{RunId, StepName};
-use protocol::pipeline::{ExecutorKind, Pipeline, Template};
+use protocol::pipeline::{Pipeline, Template};
 
 pub(super) use self::settings::{Settings, is_named};
 use super::exit::{Exit, Failure};
@@ -119,7 +119,7 @@ impl Files {
             let log = File::create(&log_file).map_err(|cause| failed(&log_file, cause))?;
             let job = Job {
                 id,
-                is_prefixed: step.executor == ExecutorKind::Docker,
+                is_prefixed: step.executor.capabilities().has_own_images,
                 log_file,
                 log: Some(log),
                 unfinished: Vec::new(),

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use protocol::pipeline::{Callback, ExecutorKind, Pipeline, Token};
+use protocol::pipeline::{Callback, Pipeline, Token};
 use serde_json::{Map, Value};
 
 use crate::cli::exit::{Exit, Failure};
@@ -134,7 +134,7 @@ impl Settings {
             if step.callback.as_ref().is_none_or(|callback| callback.url.is_empty()) {
                 step.callback.clone_from(&self.callback);
             }
-            if step.executor == ExecutorKind::Docker
+            if step.executor.capabilities().has_own_images
                 && let Some(program) = step.script.first_mut()
             {
                 let all = self.before_script.iter().map(String::as_str).chain([program.as_str()]);

@@ -58,7 +58,7 @@ impl<'a> StepArguments<'a> {
 
     /// The URL of the service: `base_url`, else the default of this executor.
     pub(super) fn base_url(self) -> Result<&'a str, ExecError> {
-        let usual = self.step.executor.usual_service().unwrap_or_default();
+        let usual = self.step.executor.capabilities().default_address.unwrap_or_default();
         Ok(self.text("base_url")?.unwrap_or(usual))
     }
 

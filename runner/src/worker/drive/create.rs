@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures::stream::FuturesUnordered;
 use protocol::id::RunId;
-use protocol::pipeline::{ExecutorKind, Pipeline};
+use protocol::pipeline::Pipeline;
 use protocol::run::RunRecord;
 use tokio::sync::OwnedSemaphorePermit;
 use tracing::warn;
@@ -128,7 +128,5 @@ fn longest_grace(pipeline: &Pipeline) -> Duration {
 
 fn has_own_images(pipeline: &Pipeline) -> bool {
     let mut steps = pipeline.steps.iter().chain(pipeline.on_error.as_deref());
-    steps.any(|step| {
-        matches!(step.executor, ExecutorKind::Docker) && step.with.contains_key("image")
-    })
+    steps.any(|step| step.has_own_image())
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use protocol::event::LogStream;
-use protocol::pipeline::{Cmd, ExecutorKind, OnLogLimit, Params, Pipeline, Step, Vars};
+use protocol::pipeline::{Cmd, OnLogLimit, Params, Pipeline, Step, Vars};
 use protocol::quantity::Span;
 use protocol::run::Cause;
 use tokio::sync::oneshot;
@@ -150,7 +150,7 @@ impl Drive {
     fn env_of(&self, pipeline: &Pipeline, step: &Step) -> Vars {
         let record = self.run.record();
         let own = env::of_step(pipeline, &record.vars, step);
-        if step.executor != ExecutorKind::Docker {
+        if !step.executor.capabilities().has_own_images {
             return own;
         }
         let mut env = self.shared.options.job_env.clone();

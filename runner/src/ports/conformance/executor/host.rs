@@ -3,7 +3,7 @@
 
 use protocol::event::LogStream;
 use protocol::id::Epoch;
-use protocol::pipeline::ExecutorKind;
+use protocol::pipeline::Place;
 
 use super::{Act, ExecutorSubject, Run, checkpoint};
 use crate::ports::conformance::soon;
@@ -50,7 +50,7 @@ pub(super) async fn the_end_of_a_run_does_nothing_to_another(subject: &ExecutorS
     assert!(!run.is_left().await, "nothing of a destroyed run is left");
     run.destroy().await;
     assert!(neighbour.is_left().await, "the other's is still there");
-    if matches!(subject.kind, ExecutorKind::Local | ExecutorKind::Custom) {
+    if subject.kind.capabilities().place == Place::Host {
         // All steps of such a run share one directory.
         let base = neighbour.prepare().await;
         let (code, shown) = neighbour.run(&base, &Act::Show("a".into())).await;
