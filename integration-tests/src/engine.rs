@@ -14,7 +14,8 @@ use protocol::pipeline::{ExecutorKind, PullPolicy};
 use runner::exec::podman::{Options, Podman};
 use runner::ports::conformance::StepBuilder;
 use runner::ports::{
-    ExecError, Executor as _, Gate, LogSink, RunScope, StepOutcome, StepSpec, StopSignal, Workspace,
+    ExecError, Gate, Images as _, LogSink, RunScope, StepOutcome, StepSpec, Steps as _, StopSignal,
+    Workspace,
 };
 
 use crate::services::{ENGINE, Services};

@@ -11,7 +11,7 @@ use protocol::pipeline::{ExecutorKind, PullPolicy};
 use protocol::time::Millis;
 use runner::exec::access::{Granted, HostAccess};
 use runner::exec::podman::Options;
-use runner::ports::{BaseImage, ExecError, Executor as _, StepSpec, Workspace};
+use runner::ports::{BaseImage, ExecError, Images as _, StepSpec, Steps as _, Workspace};
 
 const REGISTRY: &[&str] = &[
     "CONTAINER_ENGINE_URL",

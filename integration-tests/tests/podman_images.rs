@@ -8,7 +8,9 @@ use integration_tests::engine::{Api, Bench, collect, files_of, shell, step, tar_
 use integration_tests::services::Services;
 use protocol::pipeline::{PullPolicy, Shell, Vars};
 use runner::exec::podman::Options;
-use runner::ports::{ByteStream, ExecError, Executor as _, Script, StepSpec, StopLevel, Workspace};
+use runner::ports::{
+    ByteStream, ExecError, Images as _, Script, StepSpec, Steps as _, StopLevel, Workspace,
+};
 use serde_json::json;
 
 fn stream_of(bytes: Vec<u8>) -> ByteStream {

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use integration_tests::engine::{Api, Bench, OutputRecorder, shell, until};
 use integration_tests::services::{ENGINE, OwnServices, Services};
 use runner::exec::podman::Options;
-use runner::ports::{ExecError, Executor as _, Gate, LogSink, StepOutcome, StopLevel, Workspace};
+use runner::ports::{
+    ExecError, Gate, Images as _, LogSink, StepOutcome, Steps as _, StopLevel, Workspace,
+};
 
 struct Engine {
     own: OwnServices,

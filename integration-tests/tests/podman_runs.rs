@@ -3,7 +3,7 @@
 
 use integration_tests::engine::{Api, Bench, shell, until};
 use protocol::id::Epoch;
-use runner::ports::{ExecError, Executor as _, Exit, StepOutcome, Workspace};
+use runner::ports::{ExecError, Exit, StepOutcome, Steps as _, Workspace};
 
 #[tokio::test]
 async fn a_run_can_have_two_hundred_steps() {

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use integration_tests::engine::{Api, Bench, shell};
 use runner::ports::{
-    ExecError, Executor as _, Search, Secret, SecretMatcher, StepSecret, StepSecrets, StepSpec,
-    Workspace,
+    ExecError, Images as _, Search, Secret, SecretMatcher, StepSecret, StepSecrets, StepSpec,
+    Steps as _, Workspace,
 };
 use runner::rules::mask::{Mask, SecretSearch};
 

@@ -5,7 +5,7 @@ use integration_tests::engine::{Bench, OutputRecorder, shell, step};
 use protocol::pipeline::{ExecutorKind, Vars};
 use runner::exec::podman::{Options, Podman};
 use runner::ports::conformance::{self, Act, ExecutorSubject};
-use runner::ports::{ExecError, Executor as _, Gate, LogSink, StepSpec, StopLevel, Workspace};
+use runner::ports::{ExecError, Gate, LogSink, StepSpec, Steps as _, StopLevel, Workspace};
 use std::sync::Arc;
 
 #[tokio::test]

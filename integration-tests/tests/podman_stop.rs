@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use integration_tests::engine::{Bench, OutputRecorder, collect, files_of, shell, step, until};
-use runner::ports::{Executor as _, Gate, LogSink, StepOutcome, StepSpec, StopLevel};
+use runner::ports::{Gate, LogSink, StepOutcome, StepSpec, Steps as _, StopLevel};
 
 /// Runs a step, raises the stop level once it has written `ready`, and returns its result.
 async fn stopped(

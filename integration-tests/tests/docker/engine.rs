@@ -16,7 +16,7 @@ use protocol::id::{Epoch, RunId};
 use protocol::pipeline::{ExecutorKind, PullPolicy};
 use runner::exec::docker::{Docker, Options};
 use runner::ports::{
-    ExecError, Executor as _, Gate, LogSink, RunScope, StepOutcome, StepSpec, StopSignal, Workspace,
+    ExecError, Gate, LogSink, RunScope, StepOutcome, StepSpec, Steps as _, StopSignal, Workspace,
 };
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;

@@ -4,7 +4,7 @@ use hyper::Method;
 use integration_tests::engine::{collect, files_of};
 use runner::exec::access::{Granted, HostAccess, SharedDir};
 use runner::exec::docker::{Docker, Options};
-use runner::ports::{ExecError, Executor as _, JOB_DIR, StepSpec};
+use runner::ports::{ExecError, JOB_DIR, StepSpec, Steps as _};
 use serde_json::json;
 
 use super::engine::{Bench, ask, containers, engines, image_of};

@@ -6,26 +6,43 @@ use hyper::Method;
 use integration_tests::engine::{OutputRecorder, until};
 use protocol::id::Epoch;
 use protocol::pipeline::{ExecutorKind, Limits, Shell, Vars};
+use runner::exec::Executors;
 use runner::exec::docker::{Docker, Options};
+use runner::exec::local::{Local, Options as LocalOptions};
 use runner::ports::conformance::{self, Act, ExecutorSubject};
 use runner::ports::{
-    ExecError, Executor as _, Gate, LogSink, RunScope, Script, Secret, StepSecret, StepSecrets,
-    StepSpec, StopLevel, Workspace,
+    ExecError, Executor, Gate, LogSink, RunScope, Script, Secret, StepSecret, StepSecrets,
+    StepSpec, Steps as _, StopLevel, Workspace,
 };
 use serde_json::{Value, json};
 
 use super::engine::{Bench, CuttableConnection, ask, containers, described, engines, image_of};
 
+/// The executor of a worker whose only engine is this one.
+fn executor(docker: Docker) -> Arc<dyn Executor> {
+    let host = Local::new(LocalOptions {
+        supervisor: ("/nowhere".into(), Vec::new()),
+        runs: "/nowhere".into(),
+        work_dir: None,
+        cgroup: None,
+        inherited: Vec::new(),
+        memory: Vec::new(),
+    });
+    Arc::new(Executors::new(None, Arc::new(host)).with_job_engine(Some(Arc::new(docker))))
+}
+
 #[tokio::test]
 async fn the_engine_passes_the_executor_conformance_suite() {
     for engine in engines() {
         let connect = || Docker::connect(Options::new(&engine.url)).unwrap();
+        let ids = (connect().info().await.unwrap().id, connect().info().await.unwrap().id);
+        assert!(!ids.0.is_empty() && ids.0 == ids.1, "the engine has one name: {ids:?}");
         Box::pin(conformance::executor(ExecutorSubject {
             prefix: uuid::Uuid::new_v4().simple().to_string(),
-            executor: Arc::new(connect()),
-            other: Arc::new(connect()),
+            executor: executor(connect()),
+            other: executor(connect()),
             kind: ExecutorKind::Docker,
-            with: serde_json::Map::new(),
+            with: serde_json::Map::from_iter([("image".to_owned(), json!(engine.image))]),
             has_a_shell: true,
             on_images: false,
             dir: "/tmp".into(),
@@ -293,7 +310,7 @@ async fn the_next_owner_ends_containers_of_the_last_one_and_older_owners_do_no_h
                     !containers(&engine, &bench.run.run).await.is_empty()
                 })
                 .await;
-                bench.docker.adopt(&bench.run, None).await.unwrap();
+                bench.docker.end(&bench.run).await.unwrap();
                 match bench.try_step(&job).await {
                     Err(ExecError::NotStarted) => {}
                     other => panic!("a later owner has started this step: {other:?}"),
@@ -307,7 +324,7 @@ async fn the_next_owner_ends_containers_of_the_last_one_and_older_owners_do_no_h
         let left = bench.docker.leftovers().await.unwrap();
         assert_eq!(left.iter().filter(|left| left.run == bench.run.run).count(), 1);
         let third = RunScope { epoch: Epoch(3), ..bench.run.clone() };
-        bench.docker.adopt(&third, None).await.unwrap();
+        bench.docker.end(&third).await.unwrap();
         assert!(containers(&engine, &bench.run.run).await.is_empty(), "the third owner ends all");
         bench.destroy().await;
     }

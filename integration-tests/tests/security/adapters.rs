@@ -14,7 +14,7 @@ use runner::exec::access::{Granted, HostAccess};
 use runner::exec::docker::{self, Docker};
 use runner::exec::podman::{self, Podman};
 use runner::ports::{
-    ExecError, Executor, Gate, LogSink, RunScope, StepSpec, StopSignal, Workspace,
+    ExecError, Gate, Images, LogSink, RunScope, StepSpec, Steps, StopSignal, Workspace,
 };
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
@@ -28,7 +28,9 @@ pub(crate) struct Adapter {
     is_docker: bool,
     /// The base image.
     pub(crate) image: String,
-    executor: Arc<dyn Executor>,
+    steps: Arc<dyn Steps>,
+    /// The same engine, if the adapter manages images.
+    images: Option<Arc<dyn Images>>,
     run: RunScope,
     stop: StopSignal,
 }
@@ -54,12 +56,13 @@ pub(crate) fn adapters(granted: &Granted) -> Vec<Adapter> {
 impl Adapter {
     fn new(name: &'static str, url: &str, image: &str, is_docker: bool, granted: Granted) -> Self {
         let access = HostAccess { granted: Some(granted), ..HostAccess::default() };
-        let executor: Arc<dyn Executor> = if is_docker {
+        let (steps, images): (Arc<dyn Steps>, Option<Arc<dyn Images>>) = if is_docker {
             let options = docker::Options { access, ..docker::Options::new(url) };
-            Arc::new(Docker::connect(options).unwrap())
+            (Arc::new(Docker::connect(options).unwrap()), None)
         } else {
             let options = podman::Options { access, ..podman::Options::new(url) };
-            Arc::new(Podman::connect(options).unwrap())
+            let podman = Arc::new(Podman::connect(options).unwrap());
+            (Arc::<Podman>::clone(&podman), Some(podman))
         };
         let run = RunScope {
             cluster: "a test's own".into(),
@@ -70,7 +73,7 @@ impl Adapter {
             has_own_images: true,
         };
         let (url, image) = (url.to_owned(), image.to_owned());
-        Self { name, url, is_docker, image, executor, run, stop: StopSignal::default() }
+        Self { name, url, is_docker, image, steps, images, run, stop: StopSignal::default() }
     }
 
     /// Whether the adapter uses the Docker API.
@@ -98,9 +101,11 @@ impl Adapter {
     async fn attempt(&self, step: &StepSpec) -> Result<(i32, String), ExecError> {
         let kept = Arc::new(OutputRecorder::default());
         let out: Arc<dyn LogSink> = Arc::<OutputRecorder>::clone(&kept);
-        let on = self.executor.prepare(&self.run, &self.stop).await?;
-        let ran =
-            self.executor.run_step(&self.run, &on, step, Gate::open(), out, &self.stop).await?;
+        let on = match &self.images {
+            Some(images) => images.prepare(&self.run, &self.stop).await?,
+            None => Workspace::None,
+        };
+        let ran = self.steps.run_step(&self.run, &on, step, Gate::open(), out, &self.stop).await?;
         let (code, left) = (ran.exit.code, ran.left);
         self.discard(left).await;
         let said = format!("{}{}", kept.text(), String::from_utf8_lossy(&kept.stderr()));
@@ -108,7 +113,7 @@ impl Adapter {
     }
 
     async fn discard(&self, left: Workspace) {
-        self.executor.discard(&self.run, left).await;
+        self.steps.discard(&self.run, left).await;
     }
 
     /// The output of a step that must exit with 0.
@@ -135,10 +140,13 @@ impl Adapter {
         }
     }
 
-    /// The error of a run with this image.
+    /// The error of a run with this image, or of a step with it if the adapter manages no images.
     pub(crate) async fn fails_on(&self, image: &str) -> ExecError {
+        let Some(images) = &self.images else {
+            return self.fails(&self.job("true", json!({ "image": image }))).await;
+        };
         let run = RunScope { image: image.to_owned(), ..self.run.clone() };
-        match self.executor.prepare(&run, &self.stop).await {
+        match images.prepare(&run, &self.stop).await {
             Err(error) => error,
             Ok(base) => panic!("{}: {image}: {base:?}", self.name),
         }
@@ -146,6 +154,6 @@ impl Adapter {
 
     /// Removes the run's objects.
     pub(crate) async fn end(&self) {
-        self.executor.destroy(&self.run.run).await.unwrap();
+        self.steps.destroy(&self.run.run).await.unwrap();
     }
 }

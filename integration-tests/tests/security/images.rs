@@ -12,7 +12,7 @@ use integration_tests::services::Services;
 use protocol::pipeline::PullPolicy;
 use runner::exec::access::{Granted, HostAccess};
 use runner::exec::podman::Options;
-use runner::ports::{ExecError, Executor as _, RunScope, Workspace};
+use runner::ports::{ExecError, Images as _, RunScope, Workspace};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use tokio::net::UnixStream;

@@ -1,7 +1,7 @@
 //! The volume with a step's secrets. Anyone who knows a volume's name can mount it.
 
 use integration_tests::engine::{Api, Bench, shell, until};
-use runner::ports::{Executor as _, Secret, StepSecret, StepSecrets, StepSpec};
+use runner::ports::{Secret, StepSecret, StepSecrets, StepSpec, Steps as _};
 
 #[tokio::test]
 async fn the_name_of_a_volume_with_secrets_cannot_be_guessed() {

@@ -7,7 +7,7 @@ use std::path::Path;
 use hyper::Method;
 use integration_tests::engine::{Api, Bench, shell};
 use runner::exec::podman::Options;
-use runner::ports::{ExecError, Executor as _, StepSpec, Workspace};
+use runner::ports::{ExecError, StepSpec, Steps as _, Workspace};
 use serde_json::json;
 use tempfile::TempDir;
 

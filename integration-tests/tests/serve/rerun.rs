@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 
 use runner::exec::podman::{Options, Podman};
-use runner::ports::Executor as _;
+use runner::ports::Steps as _;
 use serde_json::{Value, json};
 
 use crate::place::{TestEnv, in_time};

@@ -17,7 +17,7 @@ use crate::exec::local::{self, Local};
 use crate::exec::podman::{self, Podman};
 use crate::exec::ssh::{self, Ssh};
 use crate::exec::{Executors, NamedFiles, call};
-use crate::ports::Executor;
+use crate::ports::{Executor, Steps};
 
 /// Drops the Docker engine from the settings if no step needs it. The worker then never contacts
 /// that engine, which might be unavailable.
@@ -44,7 +44,7 @@ pub(super) fn executor(
     let access = HostAccess { checkpoints: reserved, ..engine::access(&config.engine, is_of_user) };
     // The engine stores a time and a stream name with each line.
     let log_bytes = config.worker.log_limit.map(|limit| limit.saturating_mul(2).max(LOG_BYTES));
-    let lone: Option<Arc<dyn Executor>> = match &config.engine.docker_url {
+    let lone: Option<Arc<dyn Steps>> = match &config.engine.docker_url {
         None => None,
         Some(url) => {
             let (worker, access) = (Some(node.clone()), access.clone());

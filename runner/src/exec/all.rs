@@ -11,8 +11,8 @@ use protocol::time::Millis;
 use super::job::own_image;
 use super::with::has_known_keys;
 use crate::ports::{
-    BaseImage, ByteStream, Checkpoint, Disk, EngineInfo, ExecError, Executor, Gate, LeftoverRun,
-    LogSink, Remote, RunScope, StepOutcome, StepSpec, StopSignal, Workspace,
+    BaseImage, ByteStream, Checkpoint, Disk, EngineInfo, ExecError, Executor, Gate, Images,
+    LeftoverRun, LogSink, Remote, RunScope, StepOutcome, StepSpec, Steps, StopSignal, Workspace,
 };
 
 /// The executors of one worker. A step runs on the engine, on this host, or on another system.
@@ -20,8 +20,8 @@ pub struct Executors {
     /// The container engine. `None` if this worker runs no steps on an engine.
     engine: Option<Arc<dyn Executor>>,
     /// The engine for steps with an image of their own. `None` if `engine` runs them too.
-    job_engine: Option<Arc<dyn Executor>>,
-    local: Arc<dyn Executor>,
+    job_engine: Option<Arc<dyn Steps>>,
+    local: Arc<dyn Steps>,
     remote: BTreeMap<&'static str, Arc<dyn Remote>>,
 }
 
@@ -33,20 +33,20 @@ impl std::fmt::Debug for Executors {
 
 /// Where a step runs.
 enum Runs<'a> {
-    Here(&'a dyn Executor),
+    Here(&'a dyn Steps),
     Elsewhere(&'a dyn Remote),
 }
 
 impl Executors {
     /// Creates the executors of an optional container engine and the host.
     #[must_use]
-    pub fn new(engine: Option<Arc<dyn Executor>>, local: Arc<dyn Executor>) -> Self {
+    pub fn new(engine: Option<Arc<dyn Executor>>, local: Arc<dyn Steps>) -> Self {
         Self { engine, job_engine: None, local, remote: BTreeMap::new() }
     }
 
     /// Sets the engine that runs steps with an image of their own.
     #[must_use]
-    pub fn with_job_engine(mut self, lone: Option<Arc<dyn Executor>>) -> Self {
+    pub fn with_job_engine(mut self, lone: Option<Arc<dyn Steps>>) -> Self {
         self.job_engine = lone;
         self
     }
@@ -71,12 +71,13 @@ impl Executors {
     }
 
     /// The engine that runs steps with or without an image of their own.
-    fn engine_for(&self, has_own_image: bool) -> Option<&dyn Executor> {
+    fn engine_for(&self, has_own_image: bool) -> Option<&dyn Steps> {
         let own = self.job_engine.as_deref().filter(|_| has_own_image);
-        own.or(self.engine.as_deref())
+        own.or(self.engine())
     }
 
-    fn of_workspace(&self, workspace: &Workspace) -> &dyn Executor {
+    /// The executor whose steps leave such a workspace.
+    fn of_workspace(&self, workspace: &Workspace) -> &dyn Steps {
         match workspace {
             Workspace::Image { .. } | Workspace::Container { .. } => self.main(),
             Workspace::Lone { .. } => self.job_engine.as_deref().unwrap_or(&*self.local),
@@ -84,14 +85,31 @@ impl Executors {
         }
     }
 
+    /// The images to which a workspace belongs. `None` if it is not on the engine.
+    fn images_of(&self, workspace: &Workspace) -> Option<&dyn Executor> {
+        match workspace {
+            Workspace::Image { .. } | Workspace::Container { .. } => self.engine.as_deref(),
+            Workspace::Lone { .. } | Workspace::Dir(_) | Workspace::None => None,
+        }
+    }
+
+    fn engine(&self) -> Option<&dyn Steps> {
+        self.engine.as_deref().map(|engine| engine as &dyn Steps)
+    }
+
+    /// The engines in the order in which they are cleaned up.
+    fn engines(&self) -> impl Iterator<Item = &dyn Steps> {
+        self.job_engine.as_deref().into_iter().chain(self.engine())
+    }
+
     /// The engine, or the host if there is no engine.
-    fn main(&self) -> &dyn Executor {
-        self.engine.as_deref().unwrap_or(&*self.local)
+    fn main(&self) -> &dyn Steps {
+        self.engine().unwrap_or(&*self.local)
     }
 }
 
 #[async_trait]
-impl Executor for Executors {
+impl Steps for Executors {
     async fn info(&self) -> Result<EngineInfo, ExecError> {
         self.main().info().await
     }
@@ -116,43 +134,6 @@ impl Executor for Executors {
         }
     }
 
-    async fn prepare(&self, run: &RunScope, stop: &StopSignal) -> Result<Workspace, ExecError> {
-        // A run without an image has no steps on the engine.
-        let executor = if run.image.is_empty() { &*self.local } else { self.main() };
-        executor.prepare(run, stop).await
-    }
-
-    async fn adopt(
-        &self,
-        run: &RunScope,
-        kept: Option<&Checkpoint>,
-    ) -> Result<Option<Workspace>, ExecError> {
-        let had = self.local.adopt(run, kept).await?;
-        if let Some(lone) = self.job_engine.as_ref().filter(|_| run.has_own_images) {
-            lone.adopt(run, None).await?;
-        }
-        let Some(engine) = &self.engine else { return Ok(had) };
-        engine.adopt(run, kept).await
-    }
-
-    async fn end(&self, run: &RunScope) -> Result<(), ExecError> {
-        // Clean up on every executor even if one engine is unreachable.
-        let mut ended = self.local.end(run).await;
-        for engine in self.job_engine.iter().chain(&self.engine) {
-            ended = ended.and(engine.end(run).await);
-        }
-        ended
-    }
-
-    async fn push(
-        &self,
-        run: &RunScope,
-        kept: &Workspace,
-        step: &StepSpec,
-    ) -> Result<Option<String>, ExecError> {
-        self.of_workspace(kept).push(run, kept, step).await
-    }
-
     async fn run_step(
         &self,
         run: &RunScope,
@@ -168,27 +149,8 @@ impl Executor for Executors {
         }
     }
 
-    async fn checkpoint(
-        &self,
-        run: &RunScope,
-        left: Workspace,
-        step: &StepSpec,
-    ) -> Result<Workspace, ExecError> {
-        self.of_workspace(&left).checkpoint(run, left.clone(), step).await
-    }
-
     async fn discard(&self, run: &RunScope, left: Workspace) {
         self.of_workspace(&left).discard(run, left.clone()).await;
-    }
-
-    async fn import(
-        &self,
-        run: &RunScope,
-        on: &Workspace,
-        at: &str,
-        tar: ByteStream,
-    ) -> Result<Workspace, ExecError> {
-        self.of_workspace(on).import(run, on, at, tar).await
     }
 
     async fn export(
@@ -200,9 +162,18 @@ impl Executor for Executors {
         self.of_workspace(left).export(run, left, path).await
     }
 
+    async fn end(&self, run: &RunScope) -> Result<(), ExecError> {
+        // Clean up on every executor even if one engine is unreachable.
+        let mut ended = self.local.end(run).await;
+        for engine in self.engines() {
+            ended = ended.and(engine.end(run).await);
+        }
+        ended
+    }
+
     async fn clear(&self, run: &RunId) -> Result<(), ExecError> {
         let mut cleared = self.local.clear(run).await;
-        for engine in self.job_engine.iter().chain(&self.engine) {
+        for engine in self.engines() {
             cleared = cleared.and(engine.clear(run).await);
         }
         cleared
@@ -210,7 +181,7 @@ impl Executor for Executors {
 
     async fn destroy(&self, run: &RunId) -> Result<(), ExecError> {
         let mut destroyed = self.local.destroy(run).await;
-        for engine in self.job_engine.iter().chain(&self.engine) {
+        for engine in self.engines() {
             destroyed = destroyed.and(engine.destroy(run).await);
         }
         destroyed
@@ -218,7 +189,9 @@ impl Executor for Executors {
 
     async fn leftovers(&self) -> Result<Vec<LeftoverRun>, ExecError> {
         let mut all = BTreeSet::new();
-        for executor in [&self.local].into_iter().chain(&self.engine).chain(&self.job_engine) {
+        for executor in
+            [&*self.local].into_iter().chain(self.engine()).chain(self.job_engine.as_deref())
+        {
             match executor.leftovers().await {
                 Ok(left) => all.extend(left),
                 Err(cause) => {
@@ -233,9 +206,81 @@ impl Executor for Executors {
         // A step that needs the other one gets an error of its own.
         self.main().answers().await
     }
+}
+
+#[async_trait]
+impl Images for Executors {
+    async fn prepare(&self, run: &RunScope, stop: &StopSignal) -> Result<Workspace, ExecError> {
+        match &self.engine {
+            // A run without an image has no steps on the engine.
+            Some(engine) if !run.image.is_empty() => engine.prepare(run, stop).await,
+            Some(_) | None => Ok(Workspace::None),
+        }
+    }
+
+    async fn adopt(
+        &self,
+        run: &RunScope,
+        kept: Option<&Checkpoint>,
+    ) -> Result<Option<Workspace>, ExecError> {
+        self.local.end(run).await?;
+        if let Some(lone) = self.job_engine.as_ref().filter(|_| run.has_own_images) {
+            lone.end(run).await?;
+        }
+        match &self.engine {
+            Some(engine) => engine.adopt(run, kept).await,
+            None => Ok(None),
+        }
+    }
+
+    async fn push(
+        &self,
+        run: &RunScope,
+        kept: &Workspace,
+        step: &StepSpec,
+    ) -> Result<Option<String>, ExecError> {
+        match self.images_of(kept) {
+            Some(images) => images.push(run, kept, step).await,
+            None => Ok(None),
+        }
+    }
+
+    async fn checkpoint(
+        &self,
+        run: &RunScope,
+        left: Workspace,
+        step: &StepSpec,
+    ) -> Result<Workspace, ExecError> {
+        if let Some(images) = self.images_of(&left) {
+            return images.checkpoint(run, left, step).await;
+        }
+        // A directory stays until the end of the run, but a container is not needed any longer.
+        if matches!(left, Workspace::Lone { .. }) {
+            self.discard(run, left).await;
+        }
+        Ok(Workspace::None)
+    }
+
+    async fn import(
+        &self,
+        run: &RunScope,
+        on: &Workspace,
+        at: &str,
+        tar: ByteStream,
+    ) -> Result<Workspace, ExecError> {
+        match self.images_of(on) {
+            Some(images) => images.import(run, on, at, tar).await,
+            None => Err(ExecError::Unsupported(
+                "only a step that begins on an image can have a resource mounted".to_owned(),
+            )),
+        }
+    }
 
     async fn disk(&self) -> Result<Option<Disk>, ExecError> {
-        self.main().disk().await
+        match &self.engine {
+            Some(engine) => engine.disk().await,
+            None => Ok(None),
+        }
     }
 
     async fn bases(
@@ -243,19 +288,31 @@ impl Executor for Executors {
         used: &BTreeSet<String>,
         now: Millis,
     ) -> Result<Vec<BaseImage>, ExecError> {
-        self.main().bases(used, now).await
+        match &self.engine {
+            Some(engine) => engine.bases(used, now).await,
+            None => Ok(Vec::new()),
+        }
     }
 
     async fn remove_base(&self, image: &BaseImage) -> Result<bool, ExecError> {
-        self.main().remove_base(image).await
+        match &self.engine {
+            Some(engine) => engine.remove_base(image).await,
+            None => Ok(false),
+        }
     }
 
     async fn shared_volumes(&self) -> Result<Vec<String>, ExecError> {
-        self.main().shared_volumes().await
+        match &self.engine {
+            Some(engine) => engine.shared_volumes().await,
+            None => Ok(Vec::new()),
+        }
     }
 
     async fn remove_shared_volume(&self, name: &str) -> Result<bool, ExecError> {
-        self.main().remove_shared_volume(name).await
+        match &self.engine {
+            Some(engine) => engine.remove_shared_volume(name).await,
+            None => Ok(false),
+        }
     }
 }
 

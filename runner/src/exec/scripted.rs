@@ -37,8 +37,8 @@ use protocol::pipeline::Step;
 use protocol::time::Millis;
 
 use crate::ports::{
-    BaseImage, ByteStream, Checkpoint, Disk, EngineInfo, ExecError, Executor, Exit, Gate,
-    LeftoverRun, LogSink, RunScope, StepOutcome, StepSpec, StopLevel, StopSignal, Workspace,
+    BaseImage, ByteStream, Checkpoint, Disk, EngineInfo, ExecError, Exit, Gate, Images,
+    LeftoverRun, LogSink, RunScope, StepOutcome, StepSpec, Steps, StopLevel, StopSignal, Workspace,
 };
 
 type Files = BTreeMap<String, String>;
@@ -282,7 +282,7 @@ async fn killed(stop: &StopSignal) -> Exit {
 }
 
 #[async_trait]
-impl Executor for Scripted {
+impl Steps for Scripted {
     async fn info(&self) -> Result<EngineInfo, ExecError> {
         Ok(EngineInfo {
             id: if self.name.is_empty() { "scripted" } else { self.name }.into(),
@@ -303,6 +303,94 @@ impl Executor for Scripted {
             .then(|| format!("step {}: network \"closed\" is not open", step.name))
     }
 
+    async fn run_step(
+        &self,
+        run: &RunScope,
+        on: &Workspace,
+        step: &StepSpec,
+        mut gate: Gate,
+        out: Arc<dyn LogSink>,
+        stop: &StopSignal,
+    ) -> Result<StepOutcome, ExecError> {
+        let open = tokio::select! {
+            biased;
+            open = gate.opened() => open,
+            _ = stop.above(StopLevel::Run) => false,
+        };
+        if !open || !gate.is_owned() || !self.is_newest(run) {
+            return Err(ExecError::NotStarted);
+        }
+        let times = {
+            let mut running = self.running.lock();
+            let times = running.entry(format!("{}/{}", run.run, step.name)).or_default();
+            *times += 1;
+            *times
+        };
+        if times == 1 && step.words.first().is_some_and(|word| word == "lose") {
+            self.is_away.store(true, Ordering::Relaxed);
+        }
+        self.is_there()?;
+        let mut files = self.files(&run.run, on);
+        let exit = perform(step, &mut files, &*out, stop).await?;
+        let id = self.make(&run.run, files);
+        let mut ran = StepOutcome::new(exit, Workspace::Container { id, depth: 0 });
+        ran.result = result_of(&step.words);
+        Ok(ran)
+    }
+
+    async fn discard(&self, run: &RunScope, left: Workspace) {
+        self.let_go(&run.run, &left);
+    }
+
+    async fn export(
+        &self,
+        run: &RunScope,
+        left: &Workspace,
+        path: &str,
+    ) -> Result<ByteStream, ExecError> {
+        let files = self.files(&run.run, left);
+        let nothing = || ExecError::NoSuchPath { path: path.to_owned() };
+        let text = files.get(path).ok_or_else(nothing)?;
+        let name = path.rsplit('/').next().unwrap_or(path);
+        let failed = |cause: std::io::Error| ExecError::Input(cause.to_string());
+        let mut header = tokio_tar::Header::new_gnu();
+        header.set_size(text.len() as u64);
+        header.set_mode(0o644);
+        header.set_entry_type(tokio_tar::EntryType::Regular);
+        let mut tar = tokio_tar::Builder::new(Vec::new());
+        tar.append_data(&mut header, name, text.as_bytes()).await.map_err(failed)?;
+        let bytes = tar.into_inner().await.map_err(failed)?;
+        Ok(futures::stream::iter([Ok(Bytes::from(bytes))]).boxed())
+    }
+
+    async fn clear(&self, _run: &RunId) -> Result<(), ExecError> {
+        // Steps have no containers to remove.
+        Ok(())
+    }
+
+    async fn destroy(&self, run: &RunId) -> Result<(), ExecError> {
+        if self.made.lock().remove(run).is_some() {
+            self.free(self.weight.load(Ordering::Relaxed));
+        }
+        Ok(())
+    }
+
+    async fn answers(&self) -> Result<(), ExecError> {
+        self.is_there()
+    }
+
+    async fn leftovers(&self) -> Result<Vec<LeftoverRun>, ExecError> {
+        let made = self.made.lock();
+        let left = made.iter().map(|(run, made)| LeftoverRun {
+            run: run.clone(),
+            cluster: made.cluster.as_deref().map(str::to_owned),
+        });
+        Ok(left.collect())
+    }
+}
+
+#[async_trait]
+impl Images for Scripted {
     async fn prepare(&self, run: &RunScope, _stop: &StopSignal) -> Result<Workspace, ExecError> {
         self.is_there()?;
         if run.image == "missing" {
@@ -350,41 +438,6 @@ impl Executor for Scripted {
         Ok(None)
     }
 
-    async fn run_step(
-        &self,
-        run: &RunScope,
-        on: &Workspace,
-        step: &StepSpec,
-        mut gate: Gate,
-        out: Arc<dyn LogSink>,
-        stop: &StopSignal,
-    ) -> Result<StepOutcome, ExecError> {
-        let open = tokio::select! {
-            biased;
-            open = gate.opened() => open,
-            _ = stop.above(StopLevel::Run) => false,
-        };
-        if !open || !gate.is_owned() || !self.is_newest(run) {
-            return Err(ExecError::NotStarted);
-        }
-        let times = {
-            let mut running = self.running.lock();
-            let times = running.entry(format!("{}/{}", run.run, step.name)).or_default();
-            *times += 1;
-            *times
-        };
-        if times == 1 && step.words.first().is_some_and(|word| word == "lose") {
-            self.is_away.store(true, Ordering::Relaxed);
-        }
-        self.is_there()?;
-        let mut files = self.files(&run.run, on);
-        let exit = perform(step, &mut files, &*out, stop).await?;
-        let id = self.make(&run.run, files);
-        let mut ran = StepOutcome::new(exit, Workspace::Container { id, depth: 0 });
-        ran.result = result_of(&step.words);
-        Ok(ran)
-    }
-
     async fn checkpoint(
         &self,
         run: &RunScope,
@@ -404,10 +457,6 @@ impl Executor for Scripted {
         Ok(kept)
     }
 
-    async fn discard(&self, run: &RunScope, left: Workspace) {
-        self.let_go(&run.run, &left);
-    }
-
     async fn import(
         &self,
         run: &RunScope,
@@ -419,52 +468,6 @@ impl Executor for Scripted {
             bytes.map_err(|cause| ExecError::Input(cause.to_string()))?;
         }
         Ok(self.image(&run.run, self.files(&run.run, on)))
-    }
-
-    async fn export(
-        &self,
-        run: &RunScope,
-        left: &Workspace,
-        path: &str,
-    ) -> Result<ByteStream, ExecError> {
-        let files = self.files(&run.run, left);
-        let nothing = || ExecError::NoSuchPath { path: path.to_owned() };
-        let text = files.get(path).ok_or_else(nothing)?;
-        let name = path.rsplit('/').next().unwrap_or(path);
-        let failed = |cause: std::io::Error| ExecError::Input(cause.to_string());
-        let mut header = tokio_tar::Header::new_gnu();
-        header.set_size(text.len() as u64);
-        header.set_mode(0o644);
-        header.set_entry_type(tokio_tar::EntryType::Regular);
-        let mut tar = tokio_tar::Builder::new(Vec::new());
-        tar.append_data(&mut header, name, text.as_bytes()).await.map_err(failed)?;
-        let bytes = tar.into_inner().await.map_err(failed)?;
-        Ok(futures::stream::iter([Ok(Bytes::from(bytes))]).boxed())
-    }
-
-    async fn clear(&self, _run: &RunId) -> Result<(), ExecError> {
-        // Steps have no containers to remove.
-        Ok(())
-    }
-
-    async fn destroy(&self, run: &RunId) -> Result<(), ExecError> {
-        if self.made.lock().remove(run).is_some() {
-            self.free(self.weight.load(Ordering::Relaxed));
-        }
-        Ok(())
-    }
-
-    async fn answers(&self) -> Result<(), ExecError> {
-        self.is_there()
-    }
-
-    async fn leftovers(&self) -> Result<Vec<LeftoverRun>, ExecError> {
-        let made = self.made.lock();
-        let left = made.iter().map(|(run, made)| LeftoverRun {
-            run: run.clone(),
-            cluster: made.cluster.as_deref().map(str::to_owned),
-        });
-        Ok(left.collect())
     }
 
     async fn disk(&self) -> Result<Option<Disk>, ExecError> {

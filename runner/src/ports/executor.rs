@@ -1,4 +1,4 @@
-//! The executor: runs the steps of a run.
+//! The executor: runs the steps of a run, and manages the images that they leave.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -187,10 +187,10 @@ impl ExecError {
 /// Runs steps that leave nothing on this host: calls, and commands on other hosts.
 #[async_trait]
 pub trait Remote: Send + Sync {
-    /// Like [`Executor::run_step`], but the resulting workspace is [`Workspace::None`].
+    /// Like [`Steps::run_step`], but the resulting workspace is [`Workspace::None`].
     ///
     /// # Errors
-    /// Same as [`Executor::run_step`].
+    /// Same as [`Steps::run_step`].
     async fn run_step(
         &self,
         run: &RunScope,
@@ -203,9 +203,7 @@ pub trait Remote: Send + Sync {
 
 /// Runs steps. One value serves all runs at once.
 ///
-/// Order of calls for a run: `prepare`, or `adopt` by a later owner; per step `import`*,
-/// `run_step`, `export`*, `checkpoint`; then `destroy`. A workspace is a value: steps that run in
-/// parallel start from the same one, and each leaves its own.
+/// Order of calls for a step: `run_step`, `export`*, `discard`; at the end of the run, `destroy`.
 ///
 /// Dropping the future of `run_step` does not stop the step. `stop` does: the call then returns how
 /// the step ended, and nothing of the step is still running.
@@ -213,7 +211,7 @@ pub trait Remote: Send + Sync {
 /// `destroy` must succeed if nothing exists, if called twice, and if a previous process created the
 /// resources. It finds them by the run's label, never from memory.
 #[async_trait]
-pub trait Executor: Send + Sync {
+pub trait Steps: Send + Sync {
     /// Returns the identity and capabilities of the engine.
     async fn info(&self) -> Result<EngineInfo, ExecError>;
 
@@ -229,41 +227,6 @@ pub trait Executor: Send + Sync {
         None
     }
 
-    /// Pulls the image if needed and returns the first workspace. Returns early if `stop` is
-    /// raised.
-    async fn prepare(&self, run: &RunScope, stop: &StopSignal) -> Result<Workspace, ExecError>;
-
-    /// Takes over a run from an earlier owner. Ends what still runs of it on this engine, and keeps
-    /// the checkpoint until `destroy`, even if other users remove its names.
-    ///
-    /// Returns `None` if neither the engine nor the checkpoint registry has the checkpoint.
-    async fn adopt(
-        &self,
-        run: &RunScope,
-        kept: Option<&Checkpoint>,
-    ) -> Result<Option<Workspace>, ExecError>;
-
-    /// Ends everything that runs for this run, under this owner or an earlier one. After it
-    /// returns, nothing of the run is running or can still start.
-    ///
-    /// # Errors
-    /// [`ExecError`] if that cannot be verified.
-    async fn end(&self, run: &RunScope) -> Result<(), ExecError> {
-        self.adopt(run, None).await.map(drop)
-    }
-
-    /// Copies a checkpoint to the checkpoint registry and returns its digest. Returns `None` if no
-    /// registry is configured. `destroy` deletes the copy if the registry permits it.
-    ///
-    /// # Cancel safety
-    /// If the future is dropped, the copy may remain until `destroy`.
-    async fn push(
-        &self,
-        run: &RunScope,
-        kept: &Workspace,
-        step: &StepSpec,
-    ) -> Result<Option<String>, ExecError>;
-
     /// Runs a step. Prepares everything up to the start while `gate` is still closed. Leaves
     /// resources of a later owner of the run untouched.
     async fn run_step(
@@ -276,30 +239,8 @@ pub trait Executor: Send + Sync {
         stop: &StopSignal,
     ) -> Result<StepOutcome, ExecError>;
 
-    /// Commits what a step left as the workspace of its successors. Removes the step's container in
-    /// the background.
-    ///
-    /// # Errors
-    /// [`ExecError::SecretLeak`] if the workspace contains a forbidden secret. It is discarded
-    /// then.
-    async fn checkpoint(
-        &self,
-        run: &RunScope,
-        left: Workspace,
-        step: &StepSpec,
-    ) -> Result<Workspace, ExecError>;
-
     /// Discards what a step left, if it is not committed.
     async fn discard(&self, run: &RunScope, left: Workspace);
-
-    /// Unpacks a tar archive into a directory and returns the resulting workspace.
-    async fn import(
-        &self,
-        run: &RunScope,
-        on: &Workspace,
-        at: &str,
-        tar: ByteStream,
-    ) -> Result<Workspace, ExecError>;
 
     /// Returns a tar archive of a path, relative to the working directory of the step.
     ///
@@ -311,6 +252,13 @@ pub trait Executor: Send + Sync {
         left: &Workspace,
         path: &str,
     ) -> Result<ByteStream, ExecError>;
+
+    /// Ends everything that runs for this run, under this owner or an earlier one. After it
+    /// returns, nothing of the run is running or can still start.
+    ///
+    /// # Errors
+    /// [`ExecError`] if that cannot be verified.
+    async fn end(&self, run: &RunScope) -> Result<(), ExecError>;
 
     /// Removes the containers of the run's steps, whether running or not. Committed workspaces
     /// remain for `adopt` until `destroy`.
@@ -327,6 +275,63 @@ pub trait Executor: Send + Sync {
     /// # Errors
     /// [`ExecError::Unreachable`] if it does not.
     async fn answers(&self) -> Result<(), ExecError>;
+}
+
+/// The images from which steps start and that they leave, and the storage that they occupy.
+///
+/// Order of calls for a run: `prepare`, or `adopt` by a later owner; per step `import`*, the calls
+/// of [`Steps`], and `checkpoint` instead of `discard` if the next steps start from what the step
+/// left. A workspace is a value: steps that run in parallel start from the same one, and each leaves
+/// its own.
+#[async_trait]
+pub trait Images: Send + Sync {
+    /// Pulls the image if needed and returns the first workspace. Returns early if `stop` is
+    /// raised.
+    async fn prepare(&self, run: &RunScope, stop: &StopSignal) -> Result<Workspace, ExecError>;
+
+    /// Takes over a run from an earlier owner. Ends what still runs of it on this engine, and keeps
+    /// the checkpoint until `destroy`, even if other users remove its names.
+    ///
+    /// Returns `None` if neither the engine nor the checkpoint registry has the checkpoint.
+    async fn adopt(
+        &self,
+        run: &RunScope,
+        kept: Option<&Checkpoint>,
+    ) -> Result<Option<Workspace>, ExecError>;
+
+    /// Copies a checkpoint to the checkpoint registry and returns its digest. Returns `None` if no
+    /// registry is configured. `destroy` deletes the copy if the registry permits it.
+    ///
+    /// # Cancel safety
+    /// If the future is dropped, the copy may remain until `destroy`.
+    async fn push(
+        &self,
+        run: &RunScope,
+        kept: &Workspace,
+        step: &StepSpec,
+    ) -> Result<Option<String>, ExecError>;
+
+    /// Commits what a step left as the workspace of its successors. Removes the step's container in
+    /// the background.
+    ///
+    /// # Errors
+    /// [`ExecError::SecretLeak`] if the workspace contains a forbidden secret. It is discarded
+    /// then.
+    async fn checkpoint(
+        &self,
+        run: &RunScope,
+        left: Workspace,
+        step: &StepSpec,
+    ) -> Result<Workspace, ExecError>;
+
+    /// Unpacks a tar archive into a directory and returns the resulting workspace.
+    async fn import(
+        &self,
+        run: &RunScope,
+        on: &Workspace,
+        at: &str,
+        tar: ByteStream,
+    ) -> Result<Workspace, ExecError>;
 
     /// Returns the usage of the engine's disk, or `None` if it is unknown or there is no disk.
     async fn disk(&self) -> Result<Option<Disk>, ExecError>;
@@ -357,3 +362,8 @@ pub trait Executor: Send + Sync {
         Ok(false)
     }
 }
+
+/// Runs steps that start from images and leave images.
+pub trait Executor: Steps + Images {}
+
+impl<T: Steps + Images + ?Sized> Executor for T {}

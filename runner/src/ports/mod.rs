@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 pub use disk::{BaseImage, Disk, matches_reference};
 pub use events::{EventStream, Events, EventsError, Position, Published, Ticket};
-pub use executor::{EngineInfo, ExecError, Executor, Remote, STARTS_WITHIN};
+pub use executor::{EngineInfo, ExecError, Executor, Images, Remote, STARTS_WITHIN, Steps};
 pub use guard::{Guard, Unguarded};
 pub use host::Host;
 pub use outputs::{

@@ -12,7 +12,7 @@ use protocol::event::LogStream;
 use protocol::id::Epoch;
 use protocol::pipeline::{Limits, PullPolicy};
 use runner::ports::conformance::StepBuilder;
-use runner::ports::{Executor as _, Gate, LogSink, RunScope, StepSpec, StopSignal, Workspace};
+use runner::ports::{Gate, LogSink, RunScope, StepSpec, Steps as _, StopSignal, Workspace};
 
 use super::*;
 

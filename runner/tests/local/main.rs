@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use protocol::pipeline::ExecutorKind;
+use runner::exec::Executors;
 use runner::exec::local::{Local, Options};
 use runner::ports::conformance::{Act, ExecutorSubject, executor};
 use serde_json::Value;
@@ -44,8 +45,8 @@ async fn host_processes_pass_the_executor_conformance_suite() {
     let dir = tempfile::tempdir().unwrap();
     executor(ExecutorSubject {
         prefix: "suite".into(),
-        executor: Arc::new(local(dir.path())),
-        other: Arc::new(local(dir.path())),
+        executor: Arc::new(Executors::new(None, Arc::new(local(dir.path())))),
+        other: Arc::new(Executors::new(None, Arc::new(local(dir.path())))),
         kind: ExecutorKind::Local,
         with: serde_json::Map::new(),
         has_a_shell: true,

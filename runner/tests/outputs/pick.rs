@@ -9,7 +9,7 @@ use protocol::id::Epoch;
 use protocol::pipeline::{Layout, Missing, Output, OutputKind, PullPolicy, RelativeTo, Selection};
 use runner::exec::local::{Local, Options};
 use runner::ports::{
-    ArchiveMatch, ByteStream, ExecError, Executor as _, KeptOutputs, Outputs as _, RunScope,
+    ArchiveMatch, ByteStream, ExecError, KeptOutputs, Outputs as _, RunScope, Steps as _,
     TransferError, Workspace,
 };
 use runner::transfer::{Directory, Keeper};

@@ -14,8 +14,8 @@ use protocol::id::{Epoch, RunId};
 use protocol::pipeline::ExecutorKind;
 use protocol::time::Millis;
 use runner::ports::{
-    BaseImage, ByteStream, Checkpoint, Disk, EngineInfo, ExecError, Executor, Exit, Gate,
-    LeftoverRun, LogSink, RunScope, StepOutcome, StepSpec, StopLevel, StopSignal, Workspace,
+    BaseImage, ByteStream, Checkpoint, Disk, EngineInfo, ExecError, Exit, Gate, Images,
+    LeftoverRun, LogSink, RunScope, StepOutcome, StepSpec, Steps, StopLevel, StopSignal, Workspace,
 };
 use tokio::sync::watch;
 
@@ -302,7 +302,7 @@ async fn over(life: &mut watch::Receiver<ContainerState>) -> Option<i32> {
 }
 
 #[async_trait]
-impl Executor for Handle {
+impl Steps for Handle {
     async fn info(&self) -> Result<EngineInfo, ExecError> {
         let id = format!("engine-{}", self.process.engine);
         let checkpoints = self.world().plan.registry;
@@ -315,6 +315,116 @@ impl Executor for Handle {
         })
     }
 
+    async fn run_step(
+        &self,
+        run: &RunScope,
+        _on: &Workspace,
+        step: &StepSpec,
+        mut gate: Gate,
+        out: Arc<dyn LogSink>,
+        stop: &StopSignal,
+    ) -> Result<StepOutcome, ExecError> {
+        if step.executor == ExecutorKind::Ssh {
+            return call(&self.process, run, step, gate, &*out, stop).await;
+        }
+        self.pass("create", EffectSide::Before).await?;
+        let id = self.create(run, step)?;
+        self.pass("create", EffectSide::After).await?;
+        let open = tokio::select! {
+            biased;
+            open = gate.opened() => open,
+            _ = stop.above(StopLevel::Run) => false,
+        };
+        if !open {
+            self.process.lives().await;
+            lock(&self.engine().inner).remove(id, self.now());
+            return Err(ExecError::NotStarted);
+        }
+        if !gate.is_owned() {
+            lock(&self.engine().inner).remove(id, self.now());
+            return Err(ExecError::NotStarted);
+        }
+        self.pass("start", EffectSide::Before).await?;
+        let mut life = self.start(id, step)?;
+        out.write(LogStream::Stdout, Bytes::from(format!("{} begins\n", step.name))).await;
+        let code = tokio::select! {
+            biased;
+            code = over(&mut life) => code,
+            () = self.obey(id, stop) => None,
+        };
+        self.pass("wait", EffectSide::After).await?;
+        out.write(LogStream::Stdout, Bytes::from_static(b"and ends")).await;
+        let code = code.ok_or_else(|| failed("waiting for a container that is gone"))?;
+        let left = Workspace::Container { id: id.to_string(), depth: 0 };
+        Ok(StepOutcome::new(Exit { code, oom: false }, left))
+    }
+
+    async fn discard(&self, _run: &RunScope, left: Workspace) {
+        if self.pass("discard", EffectSide::Before).await.is_err() {
+            // It is retried until the engine is reachable. Otherwise the end of the run removes it.
+            tokio::time::sleep(self.away()).await;
+        }
+        if let Workspace::Container { id, .. } = &left
+            && let Ok(id) = id.parse()
+        {
+            lock(&self.engine().inner).remove(id, self.now());
+        }
+    }
+
+    async fn export(
+        &self,
+        _run: &RunScope,
+        _left: &Workspace,
+        _path: &str,
+    ) -> Result<ByteStream, ExecError> {
+        Ok(futures::stream::iter([Ok(Bytes::from_static(b"a file"))]).boxed())
+    }
+
+    async fn destroy(&self, run: &RunId) -> Result<(), ExecError> {
+        self.pass("destroy", EffectSide::Before).await?;
+        let now = self.now();
+        let mut inner = lock(&self.engine().inner);
+        for (id, _) in inner.of_run(run) {
+            inner.remove(id, now);
+        }
+        inner.images.retain(|_, of| of != run);
+        drop(inner);
+        lock(&self.world().registry).retain(|_, of| of != run);
+        Ok(())
+    }
+
+    async fn clear(&self, run: &RunId) -> Result<(), ExecError> {
+        self.pass("destroy", EffectSide::Before).await?;
+        let now = self.now();
+        let mut inner = lock(&self.engine().inner);
+        for (id, _) in inner.of_run(run) {
+            inner.remove(id, now);
+        }
+        Ok(())
+    }
+
+    async fn answers(&self) -> Result<(), ExecError> {
+        self.pass("ping", EffectSide::Before).await
+    }
+
+    async fn leftovers(&self) -> Result<Vec<LeftoverRun>, ExecError> {
+        self.pass("leftovers", EffectSide::Before).await?;
+        let inner = lock(&self.engine().inner);
+        let mut runs: Vec<RunId> = inner.containers.values().map(|c| c.run.clone()).collect();
+        runs.extend(inner.images.values().cloned());
+        runs.sort();
+        runs.dedup();
+        let of = |run| LeftoverRun { run, cluster: Some("simulated".into()) };
+        Ok(runs.into_iter().map(of).collect())
+    }
+
+    async fn end(&self, run: &RunScope) -> Result<(), ExecError> {
+        self.adopt(run, None).await.map(drop)
+    }
+}
+
+#[async_trait]
+impl Images for Handle {
     async fn prepare(&self, run: &RunScope, stop: &StopSignal) -> Result<Workspace, ExecError> {
         tokio::select! {
             biased;
@@ -376,50 +486,6 @@ impl Executor for Handle {
         Ok(Some(digest))
     }
 
-    async fn run_step(
-        &self,
-        run: &RunScope,
-        _on: &Workspace,
-        step: &StepSpec,
-        mut gate: Gate,
-        out: Arc<dyn LogSink>,
-        stop: &StopSignal,
-    ) -> Result<StepOutcome, ExecError> {
-        if step.executor == ExecutorKind::Ssh {
-            return call(&self.process, run, step, gate, &*out, stop).await;
-        }
-        self.pass("create", EffectSide::Before).await?;
-        let id = self.create(run, step)?;
-        self.pass("create", EffectSide::After).await?;
-        let open = tokio::select! {
-            biased;
-            open = gate.opened() => open,
-            _ = stop.above(StopLevel::Run) => false,
-        };
-        if !open {
-            self.process.lives().await;
-            lock(&self.engine().inner).remove(id, self.now());
-            return Err(ExecError::NotStarted);
-        }
-        if !gate.is_owned() {
-            lock(&self.engine().inner).remove(id, self.now());
-            return Err(ExecError::NotStarted);
-        }
-        self.pass("start", EffectSide::Before).await?;
-        let mut life = self.start(id, step)?;
-        out.write(LogStream::Stdout, Bytes::from(format!("{} begins\n", step.name))).await;
-        let code = tokio::select! {
-            biased;
-            code = over(&mut life) => code,
-            () = self.obey(id, stop) => None,
-        };
-        self.pass("wait", EffectSide::After).await?;
-        out.write(LogStream::Stdout, Bytes::from_static(b"and ends")).await;
-        let code = code.ok_or_else(|| failed("waiting for a container that is gone"))?;
-        let left = Workspace::Container { id: id.to_string(), depth: 0 };
-        Ok(StepOutcome::new(Exit { code, oom: false }, left))
-    }
-
     async fn checkpoint(
         &self,
         run: &RunScope,
@@ -438,18 +504,6 @@ impl Executor for Handle {
         Ok(image)
     }
 
-    async fn discard(&self, _run: &RunScope, left: Workspace) {
-        if self.pass("discard", EffectSide::Before).await.is_err() {
-            // It is retried until the engine is reachable. Otherwise the end of the run removes it.
-            tokio::time::sleep(self.away()).await;
-        }
-        if let Workspace::Container { id, .. } = &left
-            && let Ok(id) = id.parse()
-        {
-            lock(&self.engine().inner).remove(id, self.now());
-        }
-    }
-
     async fn import(
         &self,
         _run: &RunScope,
@@ -458,53 +512,6 @@ impl Executor for Handle {
         _tar: ByteStream,
     ) -> Result<Workspace, ExecError> {
         Ok(on.clone())
-    }
-
-    async fn export(
-        &self,
-        _run: &RunScope,
-        _left: &Workspace,
-        _path: &str,
-    ) -> Result<ByteStream, ExecError> {
-        Ok(futures::stream::iter([Ok(Bytes::from_static(b"a file"))]).boxed())
-    }
-
-    async fn destroy(&self, run: &RunId) -> Result<(), ExecError> {
-        self.pass("destroy", EffectSide::Before).await?;
-        let now = self.now();
-        let mut inner = lock(&self.engine().inner);
-        for (id, _) in inner.of_run(run) {
-            inner.remove(id, now);
-        }
-        inner.images.retain(|_, of| of != run);
-        drop(inner);
-        lock(&self.world().registry).retain(|_, of| of != run);
-        Ok(())
-    }
-
-    async fn clear(&self, run: &RunId) -> Result<(), ExecError> {
-        self.pass("destroy", EffectSide::Before).await?;
-        let now = self.now();
-        let mut inner = lock(&self.engine().inner);
-        for (id, _) in inner.of_run(run) {
-            inner.remove(id, now);
-        }
-        Ok(())
-    }
-
-    async fn answers(&self) -> Result<(), ExecError> {
-        self.pass("ping", EffectSide::Before).await
-    }
-
-    async fn leftovers(&self) -> Result<Vec<LeftoverRun>, ExecError> {
-        self.pass("leftovers", EffectSide::Before).await?;
-        let inner = lock(&self.engine().inner);
-        let mut runs: Vec<RunId> = inner.containers.values().map(|c| c.run.clone()).collect();
-        runs.extend(inner.images.values().cloned());
-        runs.sort();
-        runs.dedup();
-        let of = |run| LeftoverRun { run, cluster: Some("simulated".into()) };
-        Ok(runs.into_iter().map(of).collect())
     }
 
     async fn disk(&self) -> Result<Option<Disk>, ExecError> {

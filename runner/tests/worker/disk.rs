@@ -10,7 +10,7 @@ use protocol::run::{Cause, NodeDisk, Status};
 use protocol::time::Millis;
 use runner::exec::scripted::Scripted;
 use runner::host;
-use runner::ports::{BaseImage, Disk, Executor as _, Route, Txn};
+use runner::ports::{BaseImage, Disk, Images as _, Route, Steps as _, Txn};
 use runner::worker::suite::{Rig, new_node, options, until};
 use runner::worker::{DiskOptions, Options};
 use serde_json::{Value, json};

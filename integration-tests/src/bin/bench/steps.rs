@@ -14,7 +14,8 @@ use protocol::pipeline::{ExecutorKind, PullPolicy};
 use runner::exec::podman::{Options, Podman};
 use runner::ports::conformance::StepBuilder;
 use runner::ports::{
-    Events as _, Executor, Gate, LogSink, Position, Queue as _, Route, RunScope, StopSignal,
+    Events as _, Gate, Images as _, LogSink, Position, Queue as _, Route, RunScope, Steps as _,
+    StopSignal,
 };
 use serde_json::json;
 

@@ -29,7 +29,6 @@ mod stop;
 mod wire;
 mod work_dir;
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -40,7 +39,6 @@ use bollard::models::SystemInfo;
 use bollard::{API_DEFAULT_VERSION, ClientVersion};
 use protocol::id::{Epoch, NodeId, RunId};
 use protocol::pipeline::Step;
-use protocol::time::Millis;
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::OnceCell;
@@ -53,8 +51,8 @@ pub use remains::WorkerContainers;
 use crate::exec::access::HostAccess;
 use crate::exec::job::volumes_of;
 use crate::ports::{
-    BaseImage, ByteStream, Checkpoint, Disk, EngineInfo, ExecError, Executor, Gate, LeftoverRun,
-    LogSink, RunScope, StepOutcome, StepSpec, StopSignal, Workspace,
+    ByteStream, EngineInfo, ExecError, Gate, LeftoverRun, LogSink, RunScope, StepOutcome, StepSpec,
+    Steps, StopSignal, Workspace,
 };
 
 /// The engine's name in nodes and events.
@@ -263,7 +261,7 @@ impl Docker {
 }
 
 #[async_trait]
-impl Executor for Docker {
+impl Steps for Docker {
     async fn info(&self) -> Result<EngineInfo, ExecError> {
         let client = self.client().await;
         let client = client.map_err(|error| self.failed("asking what it is", &error))?;
@@ -290,29 +288,6 @@ impl Executor for Docker {
         }
     }
 
-    async fn prepare(&self, run: &RunScope, stop: &StopSignal) -> Result<Workspace, ExecError> {
-        self.image(run, &run.image, stop).await?;
-        Ok(Workspace::None)
-    }
-
-    async fn adopt(
-        &self,
-        run: &RunScope,
-        _kept: Option<&Checkpoint>,
-    ) -> Result<Option<Workspace>, ExecError> {
-        self.end_containers(&run.run, run.epoch).await?;
-        Ok(None)
-    }
-
-    async fn push(
-        &self,
-        _run: &RunScope,
-        _kept: &Workspace,
-        _step: &StepSpec,
-    ) -> Result<Option<String>, ExecError> {
-        Ok(None)
-    }
-
     async fn run_step(
         &self,
         run: &RunScope,
@@ -325,32 +300,10 @@ impl Executor for Docker {
         Box::pin(self.step(run, step, gate, &*out, stop)).await
     }
 
-    async fn checkpoint(
-        &self,
-        run: &RunScope,
-        left: Workspace,
-        _step: &StepSpec,
-    ) -> Result<Workspace, ExecError> {
-        self.discard(run, left).await;
-        Ok(Workspace::None)
-    }
-
     async fn discard(&self, _run: &RunScope, left: Workspace) {
         if let Workspace::Lone { id } = left {
             self.soon(id);
         }
-    }
-
-    async fn import(
-        &self,
-        _run: &RunScope,
-        _on: &Workspace,
-        at: &str,
-        _tar: ByteStream,
-    ) -> Result<Workspace, ExecError> {
-        Err(ExecError::Unsupported(format!(
-            "nothing can be unpacked at {at} for a step with an image of its own: it begins with that image"
-        )))
     }
 
     async fn export(
@@ -379,20 +332,8 @@ impl Executor for Docker {
         pinged.map(drop).map_err(|error| self.failed("ping", &error))
     }
 
-    async fn disk(&self) -> Result<Option<Disk>, ExecError> {
-        Ok(None)
-    }
-
-    async fn bases(
-        &self,
-        _used: &BTreeSet<String>,
-        _now: Millis,
-    ) -> Result<Vec<BaseImage>, ExecError> {
-        Ok(Vec::new())
-    }
-
-    async fn remove_base(&self, _image: &BaseImage) -> Result<bool, ExecError> {
-        Ok(false)
+    async fn end(&self, run: &RunScope) -> Result<(), ExecError> {
+        self.end_containers(&run.run, run.epoch).await
     }
 }
 

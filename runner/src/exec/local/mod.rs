@@ -14,7 +14,6 @@ mod step;
 mod supervise;
 mod word;
 
-use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::os::unix::net::UnixStream as Pair;
 use std::path::PathBuf;
@@ -23,7 +22,6 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use protocol::id::RunId;
-use protocol::time::Millis;
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 use tokio_util::task::TaskTracker;
@@ -34,8 +32,8 @@ use self::secrets::{SecretsDirs, WrittenSecrets};
 pub use self::supervise::supervise;
 use self::word::Job;
 use crate::ports::{
-    BaseImage, ByteStream, Checkpoint, Disk, EngineInfo, ExecError, Executor, Gate, JOB_DIR,
-    LeftoverRun, LogSink, RunScope, StepOutcome, StepSpec, StopSignal, Workspace,
+    ByteStream, EngineInfo, ExecError, Gate, JOB_DIR, LeftoverRun, LogSink, RunScope, StepOutcome,
+    StepSpec, Steps, StopSignal, Workspace,
 };
 
 /// Where steps run, and how their supervisors are started.
@@ -216,32 +214,11 @@ impl Local {
 }
 
 #[async_trait]
-impl Executor for Local {
+impl Steps for Local {
     async fn info(&self) -> Result<EngineInfo, ExecError> {
         let (id, executor) = (NAME.to_owned(), NAME);
         let limits_refused = limits_refused(self.options.cgroup.as_deref());
         Ok(EngineInfo { id, executor, checkpoints: false, limits_refused, warning: None })
-    }
-
-    async fn prepare(&self, _run: &RunScope, _stop: &StopSignal) -> Result<Workspace, ExecError> {
-        Ok(Workspace::None)
-    }
-
-    async fn adopt(
-        &self,
-        _run: &RunScope,
-        _kept: Option<&Checkpoint>,
-    ) -> Result<Option<Workspace>, ExecError> {
-        Ok(None)
-    }
-
-    async fn push(
-        &self,
-        _run: &RunScope,
-        _kept: &Workspace,
-        _step: &StepSpec,
-    ) -> Result<Option<String>, ExecError> {
-        Ok(None)
     }
 
     async fn run_step(
@@ -274,31 +251,11 @@ impl Executor for Local {
         ran.await.unwrap_or_else(|cause| Err(failed("running a step", cause)))
     }
 
-    async fn checkpoint(
-        &self,
-        _run: &RunScope,
-        _left: Workspace,
-        _step: &StepSpec,
-    ) -> Result<Workspace, ExecError> {
-        Ok(Workspace::None)
-    }
-
     async fn discard(&self, _run: &RunScope, left: Workspace) {
         if let Workspace::Dir(dir) = left {
             // The run's removal retries this.
             tokio::fs::remove_dir_all(dir).await.ok();
         }
-    }
-
-    async fn import(
-        &self,
-        _run: &RunScope,
-        _on: &Workspace,
-        _at: &str,
-        _tar: ByteStream,
-    ) -> Result<Workspace, ExecError> {
-        let why = "only a step that begins on an image can have a resource mounted";
-        Err(ExecError::Unsupported(why.to_owned()))
     }
 
     async fn export(
@@ -366,19 +323,8 @@ impl Executor for Local {
         Ok(())
     }
 
-    async fn disk(&self) -> Result<Option<Disk>, ExecError> {
-        Ok(None)
-    }
-
-    async fn bases(
-        &self,
-        _used: &BTreeSet<String>,
-        _now: Millis,
-    ) -> Result<Vec<BaseImage>, ExecError> {
-        Ok(Vec::new())
-    }
-
-    async fn remove_base(&self, _image: &BaseImage) -> Result<bool, ExecError> {
-        Ok(false)
+    async fn end(&self, _run: &RunScope) -> Result<(), ExecError> {
+        // A supervisor ends its step, whatever happens to its worker.
+        Ok(())
     }
 }

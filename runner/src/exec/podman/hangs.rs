@@ -32,7 +32,7 @@ use super::{Options, Podman};
 use crate::exec::fast_clock::quickly;
 use crate::exec::job::tests::docker_step;
 use crate::ports::{
-    ExecError, Executor as _, Gate, LogSink, RunScope, Script, StepSpec, StopLevel, StopSignal,
+    ExecError, Gate, LogSink, RunScope, Script, StepSpec, Steps as _, StopLevel, StopSignal,
     Workspace,
 };
 

@@ -6,7 +6,7 @@ use super::Podman;
 use super::create::Create;
 use crate::exec::job::{JobOptions, NAMESPACE, own_image};
 use crate::exec::mount::Source;
-use crate::ports::{ExecError, Executor as _, JOB_DIR, RunScope, StepSpec, StopSignal, Workspace};
+use crate::ports::{ExecError, Images as _, JOB_DIR, RunScope, StepSpec, StopSignal, Workspace};
 
 /// Adds the options of a step with an image of its own.
 pub(super) fn put(options: JobOptions, step: &StepSpec, create: &mut Create) {

@@ -81,8 +81,8 @@ pub use remains::{ListedContainers, WorkerContainers};
 use crate::exec::access::HostAccess;
 use crate::exec::job::volumes_of;
 use crate::ports::{
-    BaseImage, ByteStream, Checkpoint, Disk, EngineInfo, ExecError, Executor, Gate, LeftoverRun,
-    LogSink, RunScope, StepOutcome, StepSpec, StopSignal, Workspace,
+    BaseImage, ByteStream, Checkpoint, Disk, EngineInfo, ExecError, Gate, Images, LeftoverRun,
+    LogSink, RunScope, StepOutcome, StepSpec, Steps, StopSignal, Workspace,
 };
 
 /// The timeout for the engine's description of itself.
@@ -326,7 +326,7 @@ fn limits_refused(controllers: &[String]) -> Option<String> {
 }
 
 #[async_trait]
-impl Executor for Podman {
+impl Steps for Podman {
     async fn info(&self) -> Result<EngineInfo, ExecError> {
         Ok(self.engine().await?.info.clone())
     }
@@ -336,6 +336,72 @@ impl Executor for Podman {
         network.and_then(Result::err).or_else(|| volumes_of(step).err())
     }
 
+    async fn end(&self, run: &RunScope) -> Result<(), ExecError> {
+        let cause = match self.end_containers(run).await {
+            Ok(()) => {
+                self.starts.forget(&run.run);
+                self.memory.forget_run(&run.run);
+                return Ok(());
+            }
+            Err(cause) => cause,
+        };
+        if !matches!(cause, ExecError::Unreachable { .. }) || !self.http.shares_processes() {
+            return Err(cause);
+        }
+        self.end_processes(&run.run).await?;
+        // A hung engine can still perform a start that it has not answered.
+        if self.starts.is_unanswered(&run.run) { Err(cause) } else { Ok(()) }
+    }
+
+    async fn run_step(
+        &self,
+        run: &RunScope,
+        on: &Workspace,
+        step: &StepSpec,
+        gate: Gate,
+        out: Arc<dyn LogSink>,
+        stop: &StopSignal,
+    ) -> Result<StepOutcome, ExecError> {
+        Box::pin(self.step(run, on, step, gate, &*out, stop)).await
+    }
+
+    async fn discard(&self, run: &RunScope, left: Workspace) {
+        if let Workspace::Container { id, .. } = left {
+            self.memory.forget_container(&run.run, &id);
+            self.make_room_to_remove().await;
+            self.reaper.soon(&self.http, &run.run, id);
+        }
+    }
+
+    async fn export(
+        &self,
+        run: &RunScope,
+        left: &Workspace,
+        path: &str,
+    ) -> Result<ByteStream, ExecError> {
+        self.pack(run, left, path).await
+    }
+
+    async fn destroy(&self, run: &RunId) -> Result<(), ExecError> {
+        let (destroyed, ()) = join(self.destroy_run(run), self.forget_in_registry(run)).await;
+        destroyed
+    }
+
+    async fn clear(&self, run: &RunId) -> Result<(), ExecError> {
+        self.clear_run(run).await
+    }
+
+    async fn answers(&self) -> Result<(), ExecError> {
+        self.ping().await
+    }
+
+    async fn leftovers(&self) -> Result<Vec<LeftoverRun>, ExecError> {
+        self.runs_left().await
+    }
+}
+
+#[async_trait]
+impl Images for Podman {
     async fn prepare(&self, run: &RunScope, stop: &StopSignal) -> Result<Workspace, ExecError> {
         self.first(run, stop).await
     }
@@ -358,23 +424,6 @@ impl Executor for Podman {
         }
     }
 
-    async fn end(&self, run: &RunScope) -> Result<(), ExecError> {
-        let cause = match self.end_containers(run).await {
-            Ok(()) => {
-                self.starts.forget(&run.run);
-                self.memory.forget_run(&run.run);
-                return Ok(());
-            }
-            Err(cause) => cause,
-        };
-        if !matches!(cause, ExecError::Unreachable { .. }) || !self.http.shares_processes() {
-            return Err(cause);
-        }
-        self.end_processes(&run.run).await?;
-        // A hung engine can still perform a start that it has not answered.
-        if self.starts.is_unanswered(&run.run) { Err(cause) } else { Ok(()) }
-    }
-
     async fn push(
         &self,
         run: &RunScope,
@@ -383,18 +432,6 @@ impl Executor for Podman {
     ) -> Result<Option<String>, ExecError> {
         let Some(registry) = &self.checkpoints else { return Ok(None) };
         self.push_to(registry, run, kept, step).await.map(Some)
-    }
-
-    async fn run_step(
-        &self,
-        run: &RunScope,
-        on: &Workspace,
-        step: &StepSpec,
-        gate: Gate,
-        out: Arc<dyn LogSink>,
-        stop: &StopSignal,
-    ) -> Result<StepOutcome, ExecError> {
-        Box::pin(self.step(run, on, step, gate, &*out, stop)).await
     }
 
     async fn checkpoint(
@@ -428,14 +465,6 @@ impl Executor for Podman {
         Ok(kept)
     }
 
-    async fn discard(&self, run: &RunScope, left: Workspace) {
-        if let Workspace::Container { id, .. } = left {
-            self.memory.forget_container(&run.run, &id);
-            self.make_room_to_remove().await;
-            self.reaper.soon(&self.http, &run.run, id);
-        }
-    }
-
     async fn import(
         &self,
         run: &RunScope,
@@ -444,32 +473,6 @@ impl Executor for Podman {
         tar: ByteStream,
     ) -> Result<Workspace, ExecError> {
         self.unpack(run, on, at, tar).await
-    }
-
-    async fn export(
-        &self,
-        run: &RunScope,
-        left: &Workspace,
-        path: &str,
-    ) -> Result<ByteStream, ExecError> {
-        self.pack(run, left, path).await
-    }
-
-    async fn destroy(&self, run: &RunId) -> Result<(), ExecError> {
-        let (destroyed, ()) = join(self.destroy_run(run), self.forget_in_registry(run)).await;
-        destroyed
-    }
-
-    async fn clear(&self, run: &RunId) -> Result<(), ExecError> {
-        self.clear_run(run).await
-    }
-
-    async fn answers(&self) -> Result<(), ExecError> {
-        self.ping().await
-    }
-
-    async fn leftovers(&self) -> Result<Vec<LeftoverRun>, ExecError> {
-        self.runs_left().await
     }
 
     async fn disk(&self) -> Result<Option<Disk>, ExecError> {
