@@ -5,7 +5,6 @@ use reqwest::{Response, StatusCode};
 use serde_json::Value;
 
 use super::address;
-use super::request::{Call, Halt, Request};
 
 /// The maximum size of a response body, in bytes.
 pub(super) const MOST: usize = 1024 * 1024;
@@ -22,7 +21,7 @@ pub(super) struct Answer {
     /// The reason phrase of the status line. Some services put their error message there.
     reason: String,
     /// The target of a redirect.
-    elsewhere: Option<String>,
+    pub(super) elsewhere: Option<String>,
     says_json: bool,
     pub(super) body: Vec<u8>,
 }
@@ -68,26 +67,8 @@ impl Answer {
         }
     }
 
-    /// Turns an unsuccessful response into a failure, with a hint for the user.
-    pub(super) fn rejected(&self, request: &Request, call: &Call, hint: Option<&str>) -> Halt {
-        let (method, path, status) = (&request.method, request.url.path(), self.status.as_u16());
-        let mut why = format!("{method} {path} was refused with status {status}");
-        if let Some(there) = &self.elsewhere {
-            why = format!("{method} {path} is sent on to {there} (status {status})");
-        }
-        // Mask before shortening: a truncated secret would not be recognized.
-        let said = shortened(call.hide(&self.said()));
-        if !said.is_empty() {
-            why = format!("{why}: {said}");
-        }
-        if let Some(hint) = hint {
-            why = format!("{why}; {hint}");
-        }
-        Halt::Failed { why, data: self.data(), code: 1 }
-    }
-
     /// The service's error message, on one line.
-    fn said(&self) -> String {
+    pub(super) fn said(&self) -> String {
         let data = self.data();
         let mut parts = Vec::new();
         match &data {
@@ -117,7 +98,7 @@ fn message(value: &Value) -> Option<String> {
 }
 
 /// Truncates a text to `SHOWN` characters.
-fn shortened(mut text: String) -> String {
+pub(super) fn shortened(mut text: String) -> String {
     if let Some((end, _)) = text.char_indices().nth(SHOWN) {
         text.truncate(end);
         text.push_str("...");

@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Component, Path, PathBuf};
 
-use super::Options;
+use super::options::Options;
 use super::with::StepArguments;
 use crate::ports::ExecError;
 

@@ -7,10 +7,12 @@ use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Method, Url};
 use serde_json::Value;
 
-use super::request::{Access, Body, Call, Halt, Repeat, Request};
-use super::tls::{Follow, Trust};
+use super::access::{Access, Follow, Trust};
+use super::address;
+use super::api::Api;
+use super::options::Options;
+use super::request::{Body, Call, Halt, Repeat, Request};
 use super::with::StepArguments;
-use super::{Api, Options, address};
 use crate::ports::ExecError;
 
 /// Idempotent methods: a repeated request has no further effect.
@@ -82,7 +84,7 @@ impl Api for Http {
             let why = format!("{} {shown}: status {status} is not expected", request.method);
             return Err(Halt::Failed { why, data: answer.data(), code: 1 });
         }
-        Err(answer.rejected(&request, call, None))
+        Err(call.rejected(&answer, &request, None))
     }
 }
 

@@ -8,11 +8,13 @@ use reqwest::Method;
 use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderValue};
 use serde_json::{Map, Value, json};
 
+use super::access::{Access, Trust};
+use super::address;
+use super::api::Api;
+use super::options::Options;
 use super::pace::Pace;
-use super::request::{Access, Body, Call, Halt, Repeat, Request};
-use super::tls::Trust;
+use super::request::{Body, Call, Halt, Repeat, Request};
 use super::with::StepArguments;
-use super::{Api, Options, address};
 use crate::ports::ExecError;
 
 /// The fields that a credit note copies from its invoice.
@@ -128,8 +130,8 @@ async fn cancel(call: &mut Call, id: &str) -> Result<Value, Halt> {
         406 => {
             let hint = "an invoice that is a draft, or has a credit note already, cannot be \
                  cancelled";
-            Err(answer.rejected(&request, call, Some(hint)))
+            Err(call.rejected(&answer, &request, Some(hint)))
         }
-        _refused => Err(answer.rejected(&request, call, None)),
+        _refused => Err(call.rejected(&answer, &request, None)),
     }
 }

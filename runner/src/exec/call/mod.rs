@@ -3,11 +3,14 @@
 //! A request with an effect is sent once. If its response is lost, it is unknown whether the
 //! request took effect, and the step's output says so. Account keys are never shown.
 
+mod access;
 mod address;
 mod answer;
+mod api;
 mod file;
 mod http;
 mod lexware;
+mod options;
 mod pace;
 mod proxmox;
 mod request;
@@ -15,69 +18,22 @@ mod sevdesk;
 mod tls;
 mod with;
 
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use protocol::pipeline::ExecutorKind;
 use serde_json::{Value, json};
 use tokio_util::task::TaskTracker;
 
-use self::request::{Access, Call, Halt};
+use self::api::Api;
+pub use self::options::{Options, Times};
+use self::request::{Call, Halt};
 use self::tls::Clients;
 use self::with::StepArguments;
-use crate::egress::Policy;
-use crate::exec::NamedFiles;
 use crate::ports::{
     ExecError, Exit, Gate, LogSink, Remote, RunScope, StepOutcome, StepSpec, StopLevel, StopSignal,
     Workspace,
 };
-
-/// The settings shared by all calls.
-#[derive(Debug, Clone)]
-pub struct Options {
-    /// The addresses that a step may connect to.
-    pub policy: Policy,
-    /// The files on the worker's host that a step may name.
-    pub named: NamedFiles,
-    /// The directory below which calls write files. If `None`, a call that writes a file is
-    /// rejected.
-    pub files: Option<PathBuf>,
-    /// The timeouts and pauses.
-    pub times: Times,
-}
-
-/// Timeouts and pauses of calls.
-#[derive(Debug, Clone)]
-pub struct Times {
-    /// The timeout for connecting to a service.
-    pub connect: Duration,
-    /// The default timeout for a complete response.
-    pub answer: Duration,
-    /// The pause before the first retry. It doubles with each further retry.
-    pub again: Duration,
-    /// The pause before the second poll of a task, and the longest pause between polls.
-    pub looks: (Duration, Duration),
-    /// The default timeout for a task.
-    pub task: Duration,
-    /// The pause between two requests for one Lexware account.
-    pub lexware_gap: Duration,
-}
-
-impl Default for Times {
-    fn default() -> Self {
-        Self {
-            connect: Duration::from_secs(10),
-            answer: Duration::from_secs(60),
-            again: Duration::from_secs(1),
-            looks: (Duration::from_millis(200), Duration::from_secs(2)),
-            task: Duration::from_secs(3600),
-            // The API allows two requests a second.
-            lexware_gap: Duration::from_millis(500),
-        }
-    }
-}
 
 /// All executors of calls, by kind.
 #[must_use]
@@ -89,23 +45,6 @@ pub fn all(options: &Options) -> Vec<(ExecutorKind, Arc<dyn Remote>)> {
         (ExecutorKind::Sevdesk, Calls::over(sevdesk::Sevdesk, options)),
         (ExecutorKind::Lexware, Calls::over(lexware::Lexware::new(gap), options)),
     ]
-}
-
-/// An API that steps call.
-#[async_trait]
-trait Api: Send + Sync + 'static {
-    /// A step of this API, checked and ready to be sent.
-    type Request: Send + 'static;
-
-    /// Reads a step without sending anything. Reports every error in the step's definition.
-    fn read(
-        &self,
-        with: StepArguments<'_>,
-        options: &Options,
-    ) -> Result<(Self::Request, Access), ExecError>;
-
-    /// Performs the call and returns the data of the step's result.
-    async fn act(&self, asked: Self::Request, call: &mut Call) -> Result<Value, Halt>;
 }
 
 /// The executor for one API.

@@ -9,10 +9,12 @@ use reqwest::header::AUTHORIZATION;
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
-use super::request::{Access, Body, Call, Halt, Repeat, Request};
-use super::tls::Trust;
+use super::access::{Access, Trust};
+use super::address;
+use super::api::Api;
+use super::options::Options;
+use super::request::{Body, Call, Halt, Repeat, Request};
 use super::with::StepArguments;
-use super::{Api, Options, address};
 use crate::ports::ExecError;
 
 /// The prefix of every path.

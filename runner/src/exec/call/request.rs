@@ -5,16 +5,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use protocol::event::LogStream;
-use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
+use reqwest::header::{CONTENT_TYPE, RETRY_AFTER};
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode, Url};
 use serde_json::{Map, Value};
 use tokio::time::Instant;
 
-use super::Times;
+use super::access::Access;
 use super::address::{add_query, below, origin};
-use super::answer::{Answer, MOST, chain, whole};
-use super::pace::RequestSlots;
-use super::tls::{Clients, Follow, Trust};
+use super::answer::{Answer, MOST, chain, shortened, whole};
+use super::options::Times;
+use super::tls::Clients;
 use crate::egress::refusal;
 use crate::ports::{Gate, LogSink, StopLevel, StopSignal};
 
@@ -22,50 +22,6 @@ use crate::ports::{Gate, LogSink, StopLevel, StopSignal};
 const TRIES: u32 = 4;
 /// The longest pause before a retry, even if `Retry-After` asks for more.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
-
-/// How to reach a service.
-pub(super) struct Access {
-    /// The base URL of the service.
-    pub(super) service: Url,
-    pub(super) trust: Trust,
-    pub(super) follow: Follow,
-    /// Headers sent with every request.
-    pub(super) headers: HeaderMap,
-    /// Values that must be masked in output.
-    pub(super) hidden: Vec<String>,
-    /// The rate limit of the account, if the service has one.
-    pub(super) turns: Option<RequestSlots>,
-    /// The response timeout set by the step.
-    pub(super) within: Option<Duration>,
-}
-
-impl Access {
-    pub(super) fn new(service: Url, trust: Trust) -> Self {
-        Self {
-            service,
-            trust,
-            follow: Follow::Nowhere,
-            headers: HeaderMap::new(),
-            hidden: Vec::new(),
-            turns: None,
-            within: None,
-        }
-    }
-
-    /// Adds a header whose value contains `secret`. `None` if the value is not valid in a header.
-    pub(super) fn with_secret(
-        mut self,
-        header: reqwest::header::HeaderName,
-        value: &str,
-        secret: &str,
-    ) -> Option<Self> {
-        let mut value = HeaderValue::from_str(value).ok()?;
-        value.set_sensitive(true);
-        self.headers.insert(header, value);
-        self.hidden.push(secret.to_owned());
-        Some(self)
-    }
-}
 
 /// When a request may be retried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -200,7 +156,7 @@ impl Call {
         if answer.status.is_success() {
             Ok(answer)
         } else {
-            Err(answer.rejected(request, self, None))
+            Err(self.rejected(&answer, request, None))
         }
     }
 
@@ -290,6 +246,24 @@ impl Call {
             _ = self.stop.above(StopLevel::Run) => Err(Halt::Stopped(what.to_owned())),
             () = tokio::time::sleep_until(then) => Ok(()),
         }
+    }
+
+    /// Turns an unsuccessful response into a failure, with a hint for the user.
+    pub(super) fn rejected(&self, answer: &Answer, request: &Request, hint: Option<&str>) -> Halt {
+        let (method, path, status) = (&request.method, request.url.path(), answer.status.as_u16());
+        let mut why = format!("{method} {path} was refused with status {status}");
+        if let Some(there) = &answer.elsewhere {
+            why = format!("{method} {path} is sent on to {there} (status {status})");
+        }
+        // Mask before shortening: a truncated secret would not be recognized.
+        let said = shortened(self.hide(&answer.said()));
+        if !said.is_empty() {
+            why = format!("{why}: {said}");
+        }
+        if let Some(hint) = hint {
+            why = format!("{why}; {hint}");
+        }
+        Halt::Failed { why, data: answer.data(), code: 1 }
     }
 
     /// Masks secrets in a text.

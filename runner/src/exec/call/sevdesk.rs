@@ -9,11 +9,13 @@ use reqwest::Method;
 use reqwest::header::AUTHORIZATION;
 use serde_json::{Map, Value, json};
 
+use super::access::{Access, Trust};
 use super::answer::Answer;
-use super::request::{Access, Body, Call, Halt, Repeat, Request};
-use super::tls::Trust;
+use super::api::Api;
+use super::options::Options;
+use super::request::{Body, Call, Halt, Repeat, Request};
 use super::with::StepArguments;
-use super::{Api, Options, address, file};
+use super::{address, file};
 use crate::ports::ExecError;
 
 /// The keys that a save request has next to the invoice, not in it.

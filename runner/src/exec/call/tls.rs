@@ -1,6 +1,6 @@
-//! TLS trust of calls, and the HTTP clients that implement it.
+//! The HTTP clients of a call, with its TLS trust.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,67 +13,14 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
 use sha2::{Digest as _, Sha256};
 
-use super::Options;
-use super::request::Access;
+use super::access::{Access, Follow, Trust};
+use super::options::Options;
 use super::with::StepArguments;
 use crate::egress::{self, Policy};
 use crate::ports::ExecError;
 
 /// The maximum number of redirects to follow.
 const REDIRECTS: usize = 5;
-
-/// The certificates that a call trusts.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Trust {
-    /// Certificates of the system's authorities.
-    System,
-    /// Certificates of the system's authorities and of those in a file.
-    File(PathBuf),
-    /// One certificate, identified by its SHA-256 digest.
-    Pinned([u8; 32]),
-    /// Any certificate.
-    Anything,
-}
-
-/// The redirects that a call follows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Follow {
-    /// None.
-    Nowhere,
-    /// Redirects to the same server.
-    SameServer,
-    /// All redirects.
-    Anywhere,
-}
-
-impl Trust {
-    /// Reads the keys `ca_file`, `fingerprint` and `insecure`.
-    pub(super) fn read(with: StepArguments<'_>) -> Result<Self, ExecError> {
-        let insecure = with.switch("insecure")?.unwrap_or(false);
-        match (with.text("ca_file")?, with.text("fingerprint")?, insecure) {
-            (None, None, false) => Ok(Self::System),
-            (Some(path), None, false) => Ok(Self::File(path.into())),
-            (None, Some(text), false) => fingerprint(text).map(Self::Pinned).ok_or_else(|| {
-                with.bad("`fingerprint` is no SHA-256 of a certificate: 64 hexadecimal digits")
-            }),
-            (None, None, true) => Ok(Self::Anything),
-            (_, _, _) => Err(with.bad(
-                "`ca_file`, `fingerprint` and `insecure` exclude each other: keep one of them",
-            )),
-        }
-    }
-}
-
-/// Parses 64 hexadecimal digits, with or without colons between the bytes.
-fn fingerprint(text: &str) -> Option<[u8; 32]> {
-    let digits: Vec<u32> =
-        text.chars().filter(|c| *c != ':').map(|c| c.to_digit(16)).collect::<Option<_>>()?;
-    let bytes: Vec<u8> = digits
-        .chunks_exact(2)
-        .filter_map(|pair| u8::try_from(pair[0] * 16 + pair[1]).ok())
-        .collect();
-    if digits.len() == 64 { bytes.try_into().ok() } else { None }
-}
 
 /// Creates the clients of a call. Each port has its own, because an address can be open at one port
 /// and closed at another.
@@ -236,22 +183,5 @@ impl ServerCertVerifier for Pinned {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.provider.signature_verification_algorithms.supported_schemes()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_fingerprint_has_64_digits_with_colons_or_without() {
-        let plain = "0aFF".repeat(16);
-        let bytes = fingerprint(&plain).unwrap();
-        assert_eq!(bytes[..2], [0x0a, 0xff]);
-        let colons: Vec<&str> = (0..32).map(|at| &plain[at * 2..at * 2 + 2]).collect();
-        assert_eq!(fingerprint(&colons.join(":")), Some(bytes));
-        for bad in ["", "AA:BB", &plain[1..], &format!("{plain}00"), &"xy".repeat(32)] {
-            assert_eq!(fingerprint(bad), None, "{bad}");
-        }
     }
 }

@@ -10,7 +10,7 @@ use protocol::id::NodeId;
 use protocol::names;
 use protocol::pipeline::{MountOption, Network, NetworkMode, Propagation};
 
-use super::Client;
+use super::engine::Client;
 use crate::exec::argv::{Argv, SCRIPT_DIR};
 use crate::exec::job::{JobOptions, NAMESPACE};
 use crate::exec::mount::{JobMount, Source};

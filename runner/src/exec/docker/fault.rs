@@ -1,11 +1,8 @@
-//! Maps errors of the engine to the port's errors.
+//! What an error of the engine means.
 
 use bollard::errors::Error;
 
-use super::Docker;
-use crate::exec::exhausted::no_keys;
 pub(super) use crate::exec::exhausted::no_space;
-use crate::ports::ExecError;
 
 /// The HTTP status if the engine rejected the call.
 pub(super) fn status(error: &Error) -> Option<u16> {
@@ -39,7 +36,7 @@ pub(super) fn is_away(error: &Error) -> bool {
 }
 
 /// An error with the chain of its causes.
-fn whole(error: &Error) -> String {
+pub(super) fn whole(error: &Error) -> String {
     let mut text = error.to_string();
     let mut deeper = std::error::Error::source(error);
     while let Some(source) = deeper {
@@ -50,22 +47,4 @@ fn whole(error: &Error) -> String {
         deeper = source.source();
     }
     text
-}
-
-impl Docker {
-    /// The port's error. `doing` describes the call in words.
-    pub(super) fn failed(&self, doing: &str, error: &Error) -> ExecError {
-        let said = refusal(error);
-        if is_away(error) {
-            return ExecError::Unreachable { at: self.wire.address.clone(), cause: whole(error) };
-        }
-        if no_space(said) {
-            return ExecError::NoSpace { cause: said.to_owned() };
-        }
-        if no_keys(said) {
-            return ExecError::KeyQuota { cause: said.to_owned() };
-        }
-        let cause = if said.is_empty() { whole(error) } else { said.trim().to_owned() };
-        ExecError::Engine { doing: doing.to_owned(), cause }
-    }
 }

@@ -14,8 +14,8 @@ use std::process::{Command, Stdio};
 use rustix::process::Pid;
 
 use super::cgroup::Group;
+use super::command::{command, not_started, pid_of, tell};
 use super::limits;
-use super::supervise::{command, not_started, pid_of, tell};
 use super::word::{CommandOutcome, Job, Request};
 
 /// Starts a process that becomes the command. The error says why it did not.

@@ -5,6 +5,9 @@
 //! value given to a step appears in an argument list.
 
 mod cgroup;
+mod command;
+mod descendants;
+mod fault;
 mod limited;
 mod limits;
 mod orphans;
@@ -28,9 +31,10 @@ use tokio_util::task::TaskTracker;
 
 use self::cgroup::Group;
 pub use self::cgroup::{own as own_cgroup, refused as limits_refused};
+use self::fault::failed;
 use self::secrets::{SecretsDirs, WrittenSecrets};
 pub use self::supervise::supervise;
-use self::word::Job;
+use self::word::{JOB_VARIABLE, Job};
 use crate::ports::{
     ByteStream, EngineInfo, ExecError, Gate, JOB_DIR, LeftoverRun, LogSink, RunScope, StepOutcome,
     StepSpec, Steps, StopSignal, Workspace,
@@ -68,9 +72,6 @@ const CLUSTER: &str = "cluster";
 const WORK: &str = "work";
 /// Next to a job directory: a link to the step's start directory, if it is not the default.
 const BEGAN: &str = "began";
-/// The variable with the path of the step's job directory.
-const JOB_VARIABLE: &str = "JOB_WORKDIR";
-
 /// The directories of a step.
 #[derive(Debug, Clone)]
 struct Dirs {
@@ -80,10 +81,6 @@ struct Dirs {
     step: PathBuf,
     /// The job directory. Files that the step leaves here are kept.
     job: PathBuf,
-}
-
-fn failed(doing: &str, cause: impl std::fmt::Display) -> ExecError {
-    ExecError::Engine { doing: doing.to_owned(), cause: cause.to_string() }
 }
 
 impl Local {

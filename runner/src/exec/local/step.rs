@@ -13,8 +13,9 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::process::Child;
 
-use super::word::{CommandOutcome, Job, Request};
-use super::{JOB_VARIABLE, failed, orphans};
+use super::fault::failed;
+use super::orphans;
+use super::word::{CommandOutcome, JOB_VARIABLE, Job, Request};
 use crate::ports::{
     ExecError, Exit, Gate, LogSink, StepEnd, StepOutcome, StepSpec, StopLevel, StopSignal,
     Workspace,

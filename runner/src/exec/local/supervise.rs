@@ -1,12 +1,9 @@
 //! A step's supervisor. It runs one command and ends all its processes, even if the worker dies.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{BufRead as _, BufReader};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
-use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::ExitStatus;
 use std::time::Duration;
 
 use protocol::pipeline::EndSignal;
@@ -15,12 +12,11 @@ use rustix::process::{
     Pid, Signal, WaitOptions, getpid, kill_process, kill_process_group, set_child_subreaper, wait,
 };
 
-use serde::Serialize;
-
 use super::cgroup::Group;
+use super::command::{command, not_started, pid_of, tell};
+use super::descendants::below;
 use super::limited;
 use super::word::{CommandOutcome, Job, Request};
-use crate::exec::unexecutable::{self, HEAD_BYTES, Head};
 
 /// Runs one command for the worker at the other end of standard input.
 ///
@@ -68,77 +64,14 @@ fn watch_over(job: Job, mut asks: BufReader<UnixStream>) -> std::io::Result<Comm
     Ok(told)
 }
 
-/// The report for a command that could not be started.
-pub(super) fn not_started(job: &Job, cause: &std::io::Error) -> CommandOutcome {
-    let is_missing = cause.kind() == std::io::ErrorKind::NotFound;
-    let program = job.words.first().map(|word| word.to_string_lossy()).unwrap_or_default();
-    let why = if job.dir.is_dir() {
-        unexecutable::cause(&program, &said(cause), &head(job))
-    } else {
-        format!("its working directory {} cannot be entered: {}", job.dir.display(), said(cause))
-    };
-    CommandOutcome::NotStarted { code: if is_missing { 127 } else { 126 }, cause: why }
-}
-
-/// The kernel's words alone.
-fn said(cause: &std::io::Error) -> String {
-    let text = cause.to_string();
-    text.split(" (os error").next().unwrap_or_default().to_owned()
-}
-
-/// The beginning of the program of a job.
-fn head(job: &Job) -> Head {
-    let Some(program) = job.words.first().map(Path::new) else { return Head::Unknown };
-    let path = if program.components().count() > 1 || program.is_absolute() {
-        Some(job.dir.join(program))
-    } else {
-        let paths = job.env.iter().rfind(|(name, _)| name == "PATH").map(|(_, value)| value);
-        let mut paths = paths.into_iter().flat_map(|paths| std::env::split_paths(paths));
-        paths.find_map(|dir| Some(job.dir.join(dir).join(program)).filter(|path| path.is_file()))
-    };
-    let Some(path) = path.filter(|path| path.exists()) else { return Head::Missing };
-    let mut bytes = Vec::new();
-    let read =
-        File::open(path).and_then(|file| file.take(HEAD_BYTES as u64).read_to_end(&mut bytes));
-    read.map_or(Head::Unknown, |_| Head::Bytes(bytes))
-}
-
-/// Writes one message as a line.
-pub(super) fn tell(to: &mut UnixStream, what: &impl Serialize) -> std::io::Result<()> {
-    let mut line = serde_json::to_vec(what)?;
-    line.push(b'\n');
-    to.write_all(&line)
-}
-
 fn next(asks: &mut BufReader<UnixStream>) -> Option<Request> {
     let mut line = Vec::new();
     asks.read_until(b'\n', &mut line).ok()?;
     serde_json::from_slice(&line).ok()
 }
 
-/// The command of a job, ready to start.
-pub(super) fn command(job: &Job) -> std::io::Result<Command> {
-    let mut words = job.words.iter();
-    let Some(program) = words.next() else {
-        return Err(std::io::Error::other("there is nothing to run"));
-    };
-    let mut command = Command::new(program);
-    command
-        .args(words)
-        .env_clear()
-        .envs(job.env.iter().map(|(name, value)| (name, value)))
-        .current_dir(&job.dir)
-        .stdin(Stdio::null());
-    Ok(command)
-}
-
 fn start(job: &Job) -> std::io::Result<Pid> {
     pid_of(&command(job)?.process_group(0).spawn()?)
-}
-
-pub(super) fn pid_of(child: &Child) -> std::io::Result<Pid> {
-    Pid::from_raw(i32::try_from(child.id()).map_err(std::io::Error::other)?)
-        .ok_or_else(|| std::io::Error::other("a process without an id"))
 }
 
 /// Carries out the worker's requests. If the worker is gone, kills everything.
@@ -207,32 +140,4 @@ fn kill_all(group: Option<&Group>) {
         // The process might already be gone.
         pid.map(|pid| kill_process(pid, Signal::KILL));
     }
-}
-
-/// All descendants of a process.
-pub(super) fn below(ancestor: i64) -> BTreeSet<i64> {
-    let mut children: BTreeMap<i64, Vec<i64>> = BTreeMap::new();
-    let entries = std::fs::read_dir("/proc").into_iter().flatten().filter_map(Result::ok);
-    for entry in entries {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
-            continue;
-        };
-        let Ok(stat) = std::fs::read_to_string(entry.path().join("stat")) else { continue };
-        // The process name in parentheses can contain anything, so parse after the last one.
-        let parent = stat
-            .rsplit_once(')')
-            .and_then(|(_, rest)| rest.split_whitespace().nth(1)?.parse().ok());
-        if let Some(parent) = parent {
-            children.entry(parent).or_default().push(pid);
-        }
-    }
-    let (mut found, mut look) = (BTreeSet::new(), vec![ancestor]);
-    while let Some(next) = look.pop() {
-        for child in children.get(&next).into_iter().flatten() {
-            if found.insert(*child) {
-                look.push(*child);
-            }
-        }
-    }
-    found
 }

@@ -6,6 +6,9 @@ use std::path::PathBuf;
 use protocol::pipeline::{EndSignal, ProcessLimits};
 use serde::{Deserialize, Serialize};
 
+/// The variable with the path of the step's job directory.
+pub(super) const JOB_VARIABLE: &str = "JOB_WORKDIR";
+
 /// A command to run.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Job {

@@ -15,10 +15,8 @@ use serde::de::DeserializeOwned;
 use thiserror::Error;
 use tokio::time::timeout;
 
-use super::http::Http;
-use crate::exec::exhausted::no_keys;
 pub(super) use crate::exec::exhausted::no_space;
-use crate::ports::{ByteStream, ExecError};
+use crate::ports::ByteStream;
 
 /// The prefix of every path. Newer engines still accept this version.
 const PREFIX: &str = "/v4.0.0/libpod";
@@ -79,29 +77,6 @@ impl Fault {
     /// podman answers with a different error.
     pub(super) fn is_gone(&self) -> bool {
         self.status() == Some(404) || self.refusal().contains("no such container")
-    }
-
-    /// The port's error. `doing` describes the call in words.
-    pub(super) fn at(self, doing: &str, http: &Http) -> ExecError {
-        match self {
-            Self::Unreachable(_) | Self::Broken(_) => {
-                ExecError::Unreachable { at: http.address.clone(), cause: self.to_string() }
-            }
-            Self::Refused { ref message, .. } if no_space(message) => {
-                ExecError::NoSpace { cause: message.clone() }
-            }
-            Self::Refused { ref message, .. } if no_keys(message) => {
-                ExecError::KeyQuota { cause: message.clone() }
-            }
-            // An engine that was killed during a call can fail on leftovers after its restart.
-            Self::Refused { status: 500.., .. } | Self::Malformed(_) if http.went_lately() => {
-                let cause = format!("it failed at {doing} after it had gone away: {self}");
-                ExecError::Unreachable { at: http.address.clone(), cause }
-            }
-            Self::Refused { .. } | Self::Malformed(_) | Self::TimedOut(_) => {
-                ExecError::Engine { doing: doing.to_owned(), cause: self.to_string() }
-            }
-        }
     }
 }
 

@@ -10,10 +10,13 @@ use super::api::Commit;
 use super::call::{EngineCall, Fault, Reply, no_space, saw_a_removal};
 use super::http::Link;
 use super::image::{ImageFacts, PIN, RESUME, TAGS, is_to_squash};
-use super::{COMMITS, Podman, path};
+use super::{Podman, path};
 use crate::exec::annotations::check_image;
 use crate::exec::exhausted::no_temporary_space;
 use crate::ports::{ExecError, RunScope, StopLevel, StopSignal, Workspace};
+
+/// How often a commit is retried after a layer shared with another run was removed meanwhile.
+const COMMITS: u32 = 6;
 
 impl Podman {
     /// The first workspace of a run, or of a step with an image of its own.

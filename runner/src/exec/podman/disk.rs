@@ -2,18 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use parking_lot::Mutex;
 use serde::Deserialize;
 
 use super::Podman;
 use super::call::{EngineCall, Reply};
 use super::reserve;
 use crate::ports::{Disk, ExecError};
-
-/// The path of the engine's store, once it is known to be on the same disk in this process's
-/// mounts.
-#[derive(Debug, Default)]
-pub(super) struct Root(Mutex<Option<PathBuf>>);
 
 #[derive(Deserialize)]
 struct Info {

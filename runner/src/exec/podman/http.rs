@@ -20,7 +20,10 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::TaskTracker;
 
-use super::call::{ANSWERS, Body, EngineCall, Fault, Repeat, Reply, broken, empty, read, request};
+use super::call::{
+    ANSWERS, Body, EngineCall, Fault, Repeat, Reply, broken, empty, no_space, read, request,
+};
+use crate::exec::exhausted::no_keys;
 use crate::ports::ExecError;
 
 /// The maximum number of idle connections.
@@ -259,6 +262,31 @@ impl Http {
         };
         let within = Duration::from_secs(120);
         timeout(within, opening).await.unwrap_or(Err(Fault::TimedOut(within)))
+    }
+}
+
+impl Fault {
+    /// The port's error. `doing` describes the call in words.
+    pub(super) fn at(self, doing: &str, http: &Http) -> ExecError {
+        match self {
+            Self::Unreachable(_) | Self::Broken(_) => {
+                ExecError::Unreachable { at: http.address.clone(), cause: self.to_string() }
+            }
+            Self::Refused { ref message, .. } if no_space(message) => {
+                ExecError::NoSpace { cause: message.clone() }
+            }
+            Self::Refused { ref message, .. } if no_keys(message) => {
+                ExecError::KeyQuota { cause: message.clone() }
+            }
+            // An engine that was killed during a call can fail on leftovers after its restart.
+            Self::Refused { status: 500.., .. } | Self::Malformed(_) if http.went_lately() => {
+                let cause = format!("it failed at {doing} after it had gone away: {self}");
+                ExecError::Unreachable { at: http.address.clone(), cause }
+            }
+            Self::Refused { .. } | Self::Malformed(_) | Self::TimedOut(_) => {
+                ExecError::Engine { doing: doing.to_owned(), cause: self.to_string() }
+            }
+        }
     }
 }
 

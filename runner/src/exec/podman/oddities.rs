@@ -12,8 +12,8 @@ use tokio_util::task::TaskTracker;
 
 use super::call::EngineCall;
 use super::http::Http;
+use super::listing::listed;
 use super::pull::{Pulls, Registries};
-use super::remove::listed;
 
 const GONE: &str = r#"{"cause":"no such container","message":"container 0345b2 does not exist in database: no such container","response":500}"#;
 

@@ -1,170 +1,28 @@
-//! Removal: single containers in the background, and everything of a run by its labels.
+//! Removal of everything of a run, by its labels.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use parking_lot::Mutex;
 use protocol::id::{Epoch, RunId};
 use protocol::names;
 use serde::Deserialize;
-use tokio::time::{Instant, sleep, sleep_until};
-use tokio_util::task::TaskTracker;
+use tokio::time::{Instant, sleep};
 
 use super::api::is_of_later;
-use super::call::{EngineCall, Fault, Reply, saw_a_removal};
-use super::http::Http;
+use super::call::{EngineCall, Fault, Reply};
 use super::image::{PIN, RESUME, TAGS};
-use super::{Podman, create, path};
+use super::listing::{Labelled, listed};
+use super::{Podman, path};
 use crate::ports::{ExecError, LeftoverRun, RunScope};
 
-/// How long after its end a container is removed. A removal during the engine's own cleanup, which
-/// is a separate process, would delay the next step's start.
-const REST: Duration = Duration::from_secs(1);
-/// How many containers are removed concurrently in the background.
-const AT_A_TIME: usize = 2;
 /// How many containers of one run are removed concurrently at its end.
 const AT_THE_END: usize = 4;
-/// How often a listing of images is retried.
-const LISTINGS: u64 = 20;
 /// How long an image can look half made while it is committed. One left by a crash stays so for
 /// ever.
 const HALF_MADE: Duration = Duration::from_secs(10);
 /// How long the removal of a run's objects is retried.
 const WITHIN: Duration = Duration::from_secs(60);
-
-#[derive(Debug)]
-struct Removal {
-    run: RunId,
-    container: String,
-    at: Instant,
-}
-
-#[derive(Debug, Default)]
-struct Queue {
-    due: VecDeque<Removal>,
-    workers: usize,
-}
-
-/// Removes containers after a pause, a few at a time.
-#[derive(Debug, Default)]
-pub(super) struct Reaper {
-    queue: Arc<Mutex<Queue>>,
-    tasks: TaskTracker,
-}
-
-impl Reaper {
-    /// Removes a container in the background. After a failure, the end of the run removes it.
-    pub(super) fn soon(&self, http: &Arc<Http>, run: &RunId, container: String) {
-        let mut queue = self.queue.lock();
-        queue.due.push_back(Removal { run: run.clone(), container, at: Instant::now() + REST });
-        if queue.workers < AT_A_TIME {
-            queue.workers += 1;
-            let (queue, http) = (Arc::clone(&self.queue), Arc::clone(http));
-            drop(self.tasks.spawn(async move { work(&queue, &http).await }));
-        }
-    }
-
-    /// Drops a run's containers from the queue, because the caller removes them.
-    fn forget(&self, run: &RunId) {
-        let mut queue = self.queue.lock();
-        queue.due.retain(|due| due.run != *run);
-    }
-}
-
-async fn work(queue: &Mutex<Queue>, http: &Arc<Http>) {
-    loop {
-        let due = {
-            let mut queue = queue.lock();
-            let Some(due) = queue.due.front() else {
-                queue.workers -= 1;
-                return;
-            };
-            if due.at <= Instant::now() {
-                queue.due.pop_front().ok_or_else(Instant::now)
-            } else {
-                Err(due.at)
-            }
-        };
-        match due {
-            Err(at) => sleep_until(at).await,
-            Ok(due) => {
-                if let Err(fault) = http.link().remove(&due.container).await {
-                    tracing::debug!(run.id = %due.run, container.id = due.container, %fault,
-                        "a container is left to the end of its run");
-                }
-            }
-        }
-    }
-}
-
-/// A container or an image in a listing.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-pub(super) struct Labelled {
-    id: String,
-    #[serde(default)]
-    labels: Option<HashMap<String, String>>,
-    #[serde(default)]
-    repo_tags: Option<Vec<String>>,
-    /// Only in a listing of containers.
-    #[serde(default)]
-    names: Option<Vec<String>>,
-    #[serde(default)]
-    state: Option<String>,
-}
-
-/// Names of containers that an engine was killed while creating. They occupy its storage and hold
-/// their image, but the engine does not list them.
-#[derive(Debug, Default)]
-pub(super) struct UnlistedContainers(Mutex<BTreeMap<RunId, Vec<String>>>);
-
-impl UnlistedContainers {
-    fn seen(&self, found: BTreeMap<RunId, Vec<String>>) {
-        *self.0.lock() = found;
-    }
-
-    fn take(&self, run: &RunId) -> Vec<String> {
-        let mut ghosts = self.0.lock();
-        ghosts.remove(run).unwrap_or_default()
-    }
-}
-
-impl Labelled {
-    fn run(&self) -> Option<RunId> {
-        self.label(names::LABEL_RUN)?.parse().ok()
-    }
-
-    /// The run and the name of a container that belongs to [`UnlistedContainers`].
-    fn ghost(&self) -> Option<(RunId, &str)> {
-        let name =
-            self.names.as_ref()?.first().filter(|_| self.state.as_deref() == Some("storage"))?;
-        Some((create::run_of(name)?, name))
-    }
-
-    fn label(&self, name: &str) -> Option<String> {
-        self.labels.as_ref()?.get(name).cloned()
-    }
-}
-
-/// Requests a listing. The engine inspects every object for it, and fails if one is removed
-/// meanwhile, so the call is retried.
-pub(super) async fn listed(http: &Arc<Http>, ask: EngineCall) -> Result<Vec<Labelled>, Fault> {
-    let mut tries = 0;
-    loop {
-        match http.call(ask.clone()).await?.good() {
-            Ok(reply) => return reply.json(),
-            Err(fault)
-                if (saw_a_removal(fault.refusal()) || fault.is_gone()) && tries < LISTINGS =>
-            {
-                tries += 1;
-            }
-            Err(fault) => return Err(fault),
-        }
-        sleep(Duration::from_millis(50 * tries)).await;
-    }
-}
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]

@@ -13,7 +13,7 @@ use protocol::pipeline::Limits;
 use rustix::fs::{Access, access};
 use rustix::process::{Pid, Signal, getpid, kill_process};
 
-use super::supervise::below;
+use super::descendants::below;
 
 /// The controllers that must be delegated.
 const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
