@@ -4,20 +4,17 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt as _;
-use lapin::options::ConfirmSelectOptions;
-use lapin::{Channel, Connection, Event};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
+use super::faults::Fault;
+use super::live::Live;
+use super::target::Target;
 use super::topology::{self, Object};
-use super::{Fault, Target};
 use crate::cluster::retry::Pace;
 
-/// The interval at which the status of a connection is polled, in addition to its events.
-const LOOK: Duration = Duration::from_secs(1);
 /// After a connection that lasted this long, the first attempt to reconnect is made at once.
 const GOOD: Duration = Duration::from_secs(10);
 /// The interval between declarations of the shared objects.
@@ -27,14 +24,6 @@ const DECLARE_EVERY: Duration = Duration::from_secs(5);
 const DECLARE_WITHIN: Duration = Duration::from_secs(15);
 /// The timeout of closing a connection.
 const FAREWELL: Duration = Duration::from_secs(2);
-
-/// An established connection.
-pub(in crate::cluster) struct Live {
-    connection: Connection,
-    /// The number of the connection. Objects of an earlier connection are invalid.
-    pub(in crate::cluster) number: u64,
-    since: tokio::time::Instant,
-}
 
 #[derive(Clone)]
 enum State {
@@ -244,44 +233,6 @@ async fn supervise(
         };
         info!(%broker, "the connection to the broker stands again");
         state.send_replace(State::Up(Arc::clone(&live)));
-    }
-}
-
-impl Live {
-    pub(in crate::cluster) fn is_open(&self) -> bool {
-        self.connection.status().connected()
-    }
-
-    pub(in crate::cluster) async fn channel(&self) -> Result<Channel, Fault> {
-        Ok(self.connection.create_channel().await?)
-    }
-
-    /// Opens a channel with publisher confirms.
-    pub(in crate::cluster) async fn confirming_channel(&self) -> Result<Channel, Fault> {
-        let channel = self.channel().await?;
-        channel.confirm_select(ConfirmSelectOptions::default()).await?;
-        Ok(channel)
-    }
-
-    /// Waits until the connection has ended and returns the reason.
-    async fn ended(&self, broker: &str) -> Fault {
-        let mut events = std::pin::pin!(self.connection.events_listener());
-        let mut last = None;
-        while self.is_open() {
-            match tokio::time::timeout(LOOK, events.next()).await {
-                // The error may concern a channel only. The loop condition checks the connection.
-                Ok(Some(Event::Error(error))) => last = Some(Fault::from(error)),
-                Ok(Some(Event::ConnectionBlocked(reason))) => {
-                    warn!(broker, reason, "the broker takes no messages for now");
-                }
-                Ok(Some(Event::ConnectionUnblocked)) => {
-                    info!(broker, "the broker takes messages again")
-                }
-                Ok(Some(_)) | Err(_) => {}
-                Ok(None) => tokio::time::sleep(LOOK).await,
-            }
-        }
-        last.unwrap_or_else(|| Fault::Unreachable("the connection has ended".to_owned()))
     }
 }
 

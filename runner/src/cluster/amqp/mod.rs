@@ -3,6 +3,7 @@
 mod connection;
 mod faults;
 mod kind;
+mod live;
 mod target;
 pub(super) mod topology;
 
@@ -13,8 +14,9 @@ use protocol::id::NodeId;
 
 use super::tls::TlsFiles;
 
-pub(super) use connection::{Link, Live};
+pub(super) use connection::Link;
 pub(super) use faults::Fault;
+pub(super) use live::Live;
 pub(super) use target::Target;
 
 /// Address, credentials and objects of RabbitMQ. A user and password in the URL are ignored.

@@ -18,7 +18,8 @@ use protocol::command::Disposition;
 use protocol::names;
 use tracing::{debug, warn};
 
-use super::{AmqpQueue, message};
+use super::client::AmqpQueue;
+use super::message;
 use crate::cluster::amqp::{Fault, topology};
 use crate::cluster::retry::Pace;
 use crate::ports::{Consumer, Delivery, QueueError, Route, Settle, Source};

@@ -3,9 +3,9 @@
 use etcd_client::GetOptions;
 use protocol::names;
 
+use super::client::Etcd;
 use super::errors::Fault;
-use super::members::Repeat;
-use super::{DEADLINE, Etcd};
+use super::members::{DEADLINE, Repeat};
 use crate::ports::StoreError;
 
 /// The status of one member.

@@ -15,7 +15,13 @@ use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::errors::Fault;
-use super::{CONNECT_DEADLINE, DEADLINE, EtcdOptions, SILENCE};
+use super::options::EtcdOptions;
+
+/// The timeout of a call.
+pub(super) const DEADLINE: Duration = Duration::from_secs(5);
+const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
+/// The silence before a keep-alive. etcd treats more than one in five seconds as an attack.
+const SILENCE: Duration = Duration::from_secs(10);
 
 /// Whether a call may be repeated if it is unknown whether the first one was processed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

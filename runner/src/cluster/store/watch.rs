@@ -6,9 +6,10 @@ use etcd_client::{Client, EventType, WatchOptions, WatchResponse, WatchStream};
 use futures::stream::{self, StreamExt as _};
 use tracing::debug;
 
+use super::client::{Etcd, LARGEST_ANSWER};
+use super::convert;
 use super::errors::{Fault, of_cancel};
-use super::members::in_time;
-use super::{DEADLINE, Etcd, LARGEST_ANSWER, convert};
+use super::members::{DEADLINE, in_time};
 use crate::cluster::retry::Pace;
 use crate::ports::{Change, Changes, StoreError};
 

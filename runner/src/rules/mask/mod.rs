@@ -15,15 +15,11 @@ use std::sync::Arc;
 pub use self::forms::SHORTEST;
 use self::forms::Texts;
 use self::rows::UnreleasedBytes;
+pub use self::words::TooLarge;
 use self::words::WordSet;
 
 /// Replaces a secret in output.
 pub const MASK: &[u8] = b"***";
-
-/// The secrets are too large to search for.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the secrets are too large to be masked: {0}")]
-pub struct TooLarge(String);
 
 /// A set of secrets in all their forms.
 pub struct Mask {

@@ -4,11 +4,14 @@ use std::collections::BTreeSet;
 
 use aho_corasick::{AhoCorasick, AhoCorasickKind, MatchKind};
 
-use super::TooLarge;
-
 /// The maximum total size of the words for a DFA. It is the fastest search, but takes about 512
 /// bytes of memory per byte.
 const FAST_BYTES: usize = 32 * 1024;
+
+/// The secrets are too large to search for.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the secrets are too large to be masked: {0}")]
+pub struct TooLarge(String);
 
 /// A set of words.
 pub(super) struct WordSet {

@@ -10,6 +10,8 @@ use std::io;
 use protocol::pipeline::Params;
 use serde_json::Value as Json;
 
+use super::action::action;
+
 /// The maximum depth of nested actions, and of parentheses within an action.
 const DEPTH: usize = 64;
 /// The maximum number of bytes of all rendered programs of a step.
@@ -68,7 +70,7 @@ impl Budget {
         let mut assigns = false;
         let mut rest = program;
         while let Some((_, behind)) = rest.split_once("{{") {
-            let (action, after) = super::action(behind)?;
+            let (action, after) = action(behind)?;
             rest = after;
             let word = action.trim_start_matches('-').trim_start();
             let word = word.split(|c: char| !c.is_ascii_alphanumeric()).next().unwrap_or_default();

@@ -8,7 +8,7 @@ use futures::future::BoxFuture;
 use protocol::event::LogStream;
 use serde_json::{Map, Value};
 
-use super::{Act, ExecutorSubject, Kept, Run};
+use super::subject::{Act, ExecutorSubject, Kept, Run};
 use crate::ports::conformance::soon;
 use crate::ports::{ExecError, Gate, StepOutcome, StepSpec, StopLevel};
 

@@ -7,7 +7,7 @@ use futures::FutureExt as _;
 use protocol::event::LogStream;
 use protocol::pipeline::{Shell, Vars};
 
-use super::{Act, ExecutorSubject, Kept};
+use super::subject::{Act, ExecutorSubject, Kept};
 use crate::ports::conformance::{never, soon};
 use crate::ports::{ExecError, Gate, Script, Secret, StepSecret, StepSecrets, StepSpec, StopLevel};
 

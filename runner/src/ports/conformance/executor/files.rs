@@ -6,7 +6,7 @@ use protocol::event::LogStream;
 use tokio::io::AsyncReadExt as _;
 use tokio_util::io::StreamReader;
 
-use super::{Act, ExecutorSubject};
+use super::subject::{Act, ExecutorSubject};
 use crate::ports::conformance::soon;
 use crate::ports::{ByteStream, ExecError, StepSpec};
 

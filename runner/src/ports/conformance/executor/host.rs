@@ -5,7 +5,7 @@ use protocol::event::LogStream;
 use protocol::id::Epoch;
 use protocol::pipeline::Place;
 
-use super::{Act, ExecutorSubject, Run, checkpoint};
+use super::subject::{Act, ExecutorSubject, Run, checkpoint};
 use crate::ports::conformance::soon;
 use crate::ports::{ExecError, RunScope, Secret, StepSecret, StepSecrets, StepSpec, StopSignal};
 

@@ -7,7 +7,7 @@ use futures::FutureExt as _;
 use protocol::event::LogStream;
 use protocol::id::Epoch;
 
-use super::{Act, ExecutorSubject, Kept, Run, checkpoint};
+use super::subject::{Act, ExecutorSubject, Kept, Run, checkpoint};
 use crate::ports::conformance::soon;
 use crate::ports::{ExecError, RunScope, StepSpec, StopLevel, StopSignal, Workspace};
 
