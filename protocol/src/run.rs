@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use indexmap::IndexMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -69,6 +70,10 @@ pub struct RunRecord {
     /// resets its losses only when it exceeds this number.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub furthest: u32,
+    /// The last attempts at steps that were started by an earlier owner and have no entry in `steps`,
+    /// because they are yet to start again.
+    #[serde(default, skip_serializing_if = "IndexMap::is_empty")]
+    pub attempts: IndexMap<StepName, u32>,
     /// The highest `seq` that the owner had assigned when it wrote the record.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_seq: Option<u64>,

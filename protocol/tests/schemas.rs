@@ -180,6 +180,7 @@ fn a_run_record_matches_its_schema() {
             losses: 0,
             reclaims: 0,
             furthest: 0,
+            attempts: indexmap::IndexMap::from([("3".parse().unwrap(), 2)]),
             last_seq: None,
             released: None,
             scheduled_at: Timestamp(Millis(1_700_000_000_000)),

@@ -8,12 +8,12 @@ use protocol::names;
 use protocol::pipeline::Pipeline;
 use protocol::run::{Open, RunRecord, Status};
 
-use super::Shared;
 use super::lease::HeldLease;
 use super::look::{Look, logger_url, pipeline_id};
 use super::records::{Ownership, json, owner_value};
 use super::retry::Retry;
-use super::verdict::{NotNow, Refusal, Verdict, is_trusted, judge};
+use super::shared::Shared;
+use super::verdict::{Judgement, NotNow, Refusal, Verdict, is_trusted, judge};
 use crate::ports::{Claim, Expect, StoreError, Txn};
 
 /// The outcome of a start.
@@ -100,8 +100,8 @@ fn guess(shared: &Shared, start: &Start) -> Option<Look> {
     let brings_all = matches!(start.target, Target::Inline(_))
         && start.logger.is_none()
         && start.parent.is_none();
-    (brings_all && matches!(judge(shared, start, None, &nothing), Ok((_, Verdict::Run))))
-        .then_some(nothing)
+    let runs = |judgement| matches!(judgement, Judgement::Claim(_, Verdict::Run));
+    (brings_all && runs(judge(shared, start, None, &nothing))).then_some(nothing)
 }
 
 async fn try_take(
@@ -126,8 +126,8 @@ async fn try_take(
         return Ok(ClaimAttempt::Taken(ClaimOutcome::Known));
     }
     let (pipeline, verdict) = match judge(shared, start, refusal, &look) {
-        Ok(judged) => judged,
-        Err(not_now) => return Ok(ClaimAttempt::Taken(ClaimOutcome::NotNow(not_now))),
+        Judgement::Claim(pipeline, verdict) => (pipeline, verdict),
+        Judgement::Leave(not_now) => return Ok(ClaimAttempt::Taken(ClaimOutcome::NotNow(not_now))),
     };
     let trusted = is_trusted(start, pipeline.as_ref(), &look);
     let record = RunRecord { trusted, ..record_of(shared, run, start, pipeline, &verdict) };
@@ -147,15 +147,7 @@ async fn try_take(
     if let Some(definition) = definition_of(&record)? {
         txn = txn.put(names::definition_key(run), definition);
     }
-    if !matches!(verdict, Verdict::Stop(_)) {
-        txn = txn.when(names::stop_key(run), Expect::Absent);
-    }
-    if let Some(id) = pipeline_id(start) {
-        txn = txn.when(
-            names::pipeline_key(&id),
-            look.pipeline.as_ref().map_or(Expect::Absent, |e| Expect::ModifiedAt(e.mod_revision)),
-        );
-    }
+    let txn = under_same_conditions(txn, run, start, &look, &verdict);
     let reply = shared.ports.store.txn(Look::claim(txn, run, start)).await?;
     if !reply.committed {
         return Ok(ClaimAttempt::Changed(Box::new(Look::of(&reply, run, start))));
@@ -166,6 +158,23 @@ async fn try_take(
     let modified = reply.revision;
     let owned = Ownership { claim, record, modified, logger_url };
     Ok(ClaimAttempt::Taken(ClaimOutcome::Claimed(Box::new(owned), verdict)))
+}
+
+/// Adds the conditions that the verdict depends on: no stop, and the same stored pipeline.
+fn under_same_conditions(
+    mut txn: Txn,
+    run: &RunId,
+    start: &Start,
+    look: &Look,
+    verdict: &Verdict,
+) -> Txn {
+    if !matches!(verdict, Verdict::Stop(_)) {
+        txn = txn.when(names::stop_key(run), Expect::Absent);
+    }
+    let Some(id) = pipeline_id(start) else { return txn };
+    let stored = look.pipeline.as_ref();
+    let unchanged = stored.map_or(Expect::Absent, |entry| Expect::ModifiedAt(entry.mod_revision));
+    txn.when(names::pipeline_key(&id), unchanged)
 }
 
 /// Returns the record of a claimed run.
@@ -205,6 +214,7 @@ fn record_of(
         losses: 0,
         reclaims: 0,
         furthest: 0,
+        attempts: indexmap::IndexMap::new(),
         last_seq: None,
         released: None,
         scheduled_at: shared.ports.host.now().into(),

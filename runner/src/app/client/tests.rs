@@ -64,6 +64,7 @@ fn record(run: &str, status: Status, scheduled: Millis) -> RunRecord {
         losses: 0,
         reclaims: 0,
         furthest: 0,
+        attempts: indexmap::IndexMap::new(),
         last_seq: None,
         released: None,
         scheduled_at: scheduled.into(),
@@ -196,7 +197,7 @@ async fn a_paused_pipeline_stays_paused_when_it_is_stored_again() {
     assert!(!client.delete_pipeline(&id).await.unwrap());
     let told = reasons(&embedded).await;
     let expected = [Reason::PipelineCreate, Reason::PipelineCreate, Reason::PipelineDelete];
-    assert_eq!(told, expected, "what changed nothing is not told");
+    assert_eq!(told, expected, "a change without effect is not published");
 }
 
 #[tokio::test]
@@ -284,7 +285,7 @@ async fn an_entry_that_cannot_be_read_hides_no_other() {
     let nodes = client.nodes().await.unwrap();
     assert_eq!((nodes.readable.len(), nodes.unreadable.len()), (0, 1));
     let asked = client.run(&"r-2".parse().unwrap()).await.unwrap_err();
-    assert_eq!(asked.kind(), ErrorKind::State, "only what was asked for fails");
+    assert_eq!(asked.kind(), ErrorKind::State, "a single unreadable run is an error");
     assert!(client.delete_pipeline(&id).await.unwrap());
     let used = PipelineId::new("dev", "z").unwrap();
     client.apply_pipeline(&used, &Pipeline::new("dev", "z")).await.unwrap();

@@ -8,8 +8,8 @@ use protocol::run::{Cause, Status, StepRecord, StepStatus};
 use protocol::time::Millis;
 
 use super::board::{Broken, Stage, StepState};
-use super::facts::{about, emit};
-use super::{Effect, EventDraft, Interrupted, Orders, Phase, Run, StopWhy, effects};
+use super::facts::{Effect, EventDraft, Orders, StopWhy, about, effects, emit};
+use super::state::{Failing, Interrupted, Phase, Run};
 
 /// The maximum size of a run's message. The record contains it twice, and text that it quotes, such
 /// as a command or an engine's error, has no limit of its own.
@@ -21,13 +21,6 @@ fn shortened(message: String) -> String {
 
 /// Prefix of the message about a step that exceeded its timeout.
 const TOOK: &str = "took longer than";
-
-/// The failure that the run will end with.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Failing {
-    cause: Cause,
-    said: String,
-}
 
 impl Failing {
     /// Creates the failure of a step, or of the run if `step` is `None`.

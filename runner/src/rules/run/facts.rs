@@ -197,8 +197,28 @@ pub struct EventDraft {
     pub severity: Option<Severity>,
 }
 
-/// A step and the number of its attempts.
-pub(super) type StepAttempts = (StepName, u32);
+/// The orders of starting steps, in the order of the fields. The record is written after `starts`.
+#[derive(Default)]
+pub(super) struct Orders {
+    pub(super) starts: Vec<Effect>,
+    /// Events to publish after the write.
+    pub(super) told: Vec<Effect>,
+    pub(super) then: Vec<Effect>,
+}
+
+impl Orders {
+    pub(super) fn with(self, save: Effect) -> Vec<Effect> {
+        let Self { mut starts, told, then } = self;
+        starts.push(save);
+        starts.extend(told);
+        starts.extend(then);
+        starts
+    }
+}
+
+pub(super) fn effects(list: impl Into<Vec<Effect>>) -> Vec<Effect> {
+    list.into()
+}
 
 /// Returns the cause and the message for an exit.
 pub(super) fn exit_words(exited: Exited, step: Option<&Step>) -> (Cause, String) {

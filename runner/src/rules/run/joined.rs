@@ -1,6 +1,6 @@
 //! Joins the orders of simultaneous facts, so that one write of the record covers all of them.
 
-use super::Effect;
+use super::facts::Effect;
 
 /// Joins the orders for several facts. Each list was computed after those before it.
 ///

@@ -7,121 +7,23 @@ mod joined;
 mod resume;
 mod retry;
 mod room;
+mod state;
 mod steps;
 
 use std::time::Duration;
 
 use protocol::event::Reason;
-use protocol::id::{Epoch, NodeId, StepName};
-use protocol::pipeline::{FailureMode, Step};
-use protocol::run::{Cause, RunRecord, Status, StepRecord};
+use protocol::run::{Cause, Status};
 use protocol::time::{Millis, Timestamp};
 
-use board::{Board, Broken, Stage, StepProgress};
-use ending::Failing;
+use board::{Broken, Stage};
 pub use facts::{Effect, EventDraft, Exited, Input, KeptStep, PreviousOwner, StopWhy, Timer};
-use facts::{StepAttempts, emit};
+use facts::{Orders, effects, emit};
 pub use joined::{joined, may_be_joined};
-use resume::Resumption;
-use room::Room;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    /// Claimed; `begin` has not been called.
-    Claimed,
-    Preparing,
-    /// Waits for the checkpoints of earlier owners.
-    Adopting,
-    /// Steps are in progress.
-    Going,
-    /// The ending is decided, or the run was released.
-    Ended,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Interrupted {
-    Stop(StopWhy),
-    Timeout,
-    HandOver,
-    /// The hand-over failed because a step that must not run twice did not finish in time. Holds
-    /// the message the run ends with.
-    Overdue(String),
-}
-
-/// A run under its current owner.
-#[derive(Debug)]
-pub struct Run {
-    record: RunRecord,
-    epoch: Epoch,
-    phase: Phase,
-    board: Board,
-    /// The maximum number of steps in progress.
-    at_once: usize,
-    interrupted: Option<Interrupted>,
-    /// The first failure that will end the run.
-    failing: Option<Failing>,
-    /// The progress of an earlier owner.
-    resumption: Option<Resumption>,
-    /// The attempts made by earlier owners.
-    tried: Vec<StepAttempts>,
-    room: Room,
-}
-
-fn effects(list: impl Into<Vec<Effect>>) -> Vec<Effect> {
-    list.into()
-}
-
-/// The orders of starting steps, in the order of the fields. The record is written after `starts`.
-#[derive(Default)]
-struct Orders {
-    starts: Vec<Effect>,
-    /// Events to publish after the write.
-    told: Vec<Effect>,
-    then: Vec<Effect>,
-}
-
-impl Orders {
-    fn with(self, save: Effect) -> Vec<Effect> {
-        let Self { mut starts, told, then } = self;
-        starts.push(save);
-        starts.extend(told);
-        starts.extend(then);
-        starts
-    }
-}
+pub use state::Run;
+use state::{Interrupted, Phase};
 
 impl Run {
-    /// Creates a run that was just claimed, with at most `at_once` steps in progress.
-    #[must_use]
-    pub fn claimed(mut record: RunRecord, node: NodeId, epoch: Epoch, at_once: usize) -> Self {
-        record.node = Some(node);
-        record.epoch = Some(epoch);
-        let board = record.pipeline.as_ref().map(Board::of).unwrap_or_default();
-        Self {
-            record,
-            epoch,
-            phase: Phase::Claimed,
-            board,
-            at_once: at_once.max(1),
-            interrupted: None,
-            failing: None,
-            resumption: None,
-            tried: Vec::new(),
-            room: Room::default(),
-        }
-    }
-
-    /// Returns the current record.
-    #[must_use]
-    pub fn record(&self) -> &RunRecord {
-        &self.record
-    }
-
-    /// Returns the record, to set fields that are not decided here (ending event, last `seq`).
-    pub fn record_mut(&mut self) -> &mut RunRecord {
-        &mut self.record
-    }
-
     /// Starts the run.
     #[must_use = "effects that are dropped never happen"]
     pub fn begin(&mut self, now: Millis) -> Vec<Effect> {
@@ -206,29 +108,6 @@ impl Run {
         }
     }
 
-    fn save(&self) -> Effect {
-        Effect::Save(Box::new(self.record.clone()))
-    }
-
-    fn step(&self, position: usize) -> Option<&Step> {
-        self.record.pipeline.as_ref()?.step(position)
-    }
-
-    /// Returns the work in progress for a step.
-    fn stage(&mut self, position: usize) -> Option<&mut StepProgress> {
-        self.board.work.get_mut(&position)
-    }
-
-    /// Returns the work of a step if it is at that stage.
-    fn at(&mut self, position: usize, stage: Stage) -> Option<&mut StepProgress> {
-        self.stage(position).filter(|work| work.stage == stage)
-    }
-
-    fn record_of(&mut self, position: usize) -> Option<&mut StepRecord> {
-        let step = self.record.pipeline.as_ref()?.step(position)?;
-        self.record.steps.iter_mut().rev().find(|it| it.name == step.name)
-    }
-
     fn prepared(&mut self, now: Millis) -> Vec<Effect> {
         if self.phase != Phase::Preparing {
             // The pull may complete at the same time as a stop.
@@ -252,16 +131,6 @@ impl Run {
         list
     }
 
-    fn is_fail_fast(&self) -> bool {
-        let mode = self.record.pipeline.as_ref().map(|pipeline| pipeline.failure);
-        mode.unwrap_or_default() == FailureMode::FailFast
-    }
-
-    /// Returns true if no further steps may start.
-    fn is_ending(&self) -> bool {
-        self.interrupted.is_some() || (self.failing.is_some() && self.is_fail_fast())
-    }
-
     /// Starts the steps that may start, or ends the run. `first` is published after the write,
     /// before the events of these steps.
     fn advance(&mut self, now: Millis, first: Vec<Effect>) -> Vec<Effect> {
@@ -275,21 +144,6 @@ impl Run {
             self.come_to_its_end(now, orders)
         } else {
             orders.with(self.save())
-        }
-    }
-
-    /// Returns true if the step may run again when its outcome is unknown.
-    fn may_repeat(&self, position: usize) -> bool {
-        self.step(position).is_none_or(Step::may_repeat)
-    }
-
-    /// Returns true if the step was asked to end together with its run. A hand-over lets a step
-    /// that must not run twice finish, and its exit counts as its result.
-    fn is_interrupted(&self, position: usize) -> bool {
-        match self.interrupted {
-            None => false,
-            Some(Interrupted::HandOver | Interrupted::Overdue(_)) => self.may_repeat(position),
-            Some(Interrupted::Stop(_) | Interrupted::Timeout) => true,
         }
     }
 
@@ -377,19 +231,6 @@ impl Run {
             self.interrupted = Some(Interrupted::Overdue(format!("step {step} {why}")));
         }
         (Cause::Lost, why)
-    }
-
-    /// Returns the number of the next attempt at a step.
-    fn next_attempt(&self, step: &StepName) -> u32 {
-        self.tried.iter().find(|(name, _)| name == step).map_or(1, |(_, attempts)| attempts + 1)
-    }
-
-    /// Returns the number of the current attempt at a step.
-    #[must_use]
-    pub fn attempt(&self, position: usize) -> u32 {
-        let name = self.step(position).map(|step| &step.name);
-        let record = self.record.steps.iter().find(|it| Some(&it.name) == name);
-        record.map_or(1, |record| record.attempt)
     }
 }
 

@@ -9,23 +9,8 @@ use protocol::run::{Cause, Released, Status, StepRecord, StepStatus};
 use protocol::time::{Millis, Timestamp};
 
 use super::board::StepState;
-use super::facts::{about, emit};
-use super::{Effect, Interrupted, KeptStep, Phase, PreviousOwner, Run, effects};
-
-/// The progress of the previous owner or of a parent run.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Resumption {
-    /// The previous owner, or `None` if the steps are a parent run's.
-    past: Option<PreviousOwner>,
-    /// The highest `seq` in the previous owner's record.
-    seq: Option<u64>,
-    /// The positions of the checkpoints that are available.
-    had: BTreeSet<usize>,
-    /// Whether the image of a passed step is gone.
-    image_lost: bool,
-    /// The steps that run again.
-    repeats: Vec<StepName>,
-}
+use super::facts::{Effect, KeptStep, PreviousOwner, about, effects, emit};
+use super::state::{Interrupted, Phase, Resumption, Run};
 
 impl Run {
     /// Resumes a run that an earlier owner had claimed.
@@ -53,8 +38,6 @@ impl Run {
         let of_past = |step: &&StepRecord| step.epoch == Some(past.epoch);
         let of_steps = self.record.steps.iter().filter(of_past).filter_map(|step| step.last_seq);
         let seq = of_steps.chain(past.last_seq).max();
-        self.tried =
-            self.record.steps.iter().map(|step| (step.name.clone(), step.attempt)).collect();
         let starts_over = self.on_lost(&past) == OnLost::Restart;
         self.resumption = Some(Resumption { past: Some(past), seq, ..Resumption::default() });
         if starts_over {
@@ -148,14 +131,10 @@ impl Run {
         let on_error =
             self.record.pipeline.as_ref().and_then(|pipeline| pipeline.on_error.as_ref());
         let Some(name) = on_error.map(|step| step.name.clone()) else { return };
-        let before = self.record.steps.len();
-        self.record
-            .steps
-            .retain(|record| record.name != name || record.status != StepStatus::Started);
-        if let Some(resumption) = &mut self.resumption
-            && self.record.steps.len() < before
-        {
-            resumption.repeats.push(name);
+        let repeated = self
+            .remove_records(|record| record.name == name && record.status == StepStatus::Started);
+        if let Some(resumption) = &mut self.resumption {
+            resumption.repeats.extend(repeated);
         }
     }
 
@@ -170,7 +149,7 @@ impl Run {
     fn forget(&mut self, position: usize) {
         let Some(name) = self.step(position).map(|step| step.name.clone()) else { return };
         self.board.set(position, StepState::Waiting);
-        self.record.steps.retain(|record| record.name != name);
+        self.remove_records(|record| record.name == name);
         if let Some(resumption) = &mut self.resumption {
             resumption.repeats.push(name);
         }
@@ -238,7 +217,7 @@ impl Run {
             let why = format!("it would start from the top, and step {name} must not run again");
             return self.end_failed(now, Cause::Lost, &why);
         }
-        let begun: Vec<StepName> = self.record.steps.drain(..).map(|step| step.name).collect();
+        let begun = self.remove_records(|_| true);
         if let Some(resumption) = &mut self.resumption {
             resumption.repeats.extend(begun);
         }

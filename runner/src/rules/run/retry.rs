@@ -9,8 +9,8 @@ use protocol::run::{Cause, StepRecord, StepStatus};
 use protocol::time::Millis;
 
 use super::board::{Stage, StepProgress, StepState};
-use super::facts::{about, emit};
-use super::{Effect, Orders, Run, Timer};
+use super::facts::{Effect, Orders, Timer, about, emit};
+use super::state::Run;
 
 /// The default delay before the second attempt.
 const DELAY: Duration = Duration::from_secs(1);
@@ -79,9 +79,6 @@ impl Run {
             return Vec::new();
         }
         let Some(step) = self.step(position).cloned() else { return Vec::new() };
-        let attempt = self.attempt(position);
-        self.tried.retain(|(name, _)| *name != step.name);
-        self.tried.push((step.name.clone(), attempt));
         let mut orders = Orders::default();
         self.start(now, position, &step, &mut orders);
         orders.with(self.save())

@@ -4,14 +4,7 @@ use protocol::budget::{self, MAX_RECORD_BYTES, STEP_BYTES};
 use protocol::pipeline::Step;
 use protocol::run::{Cause, RunRecord};
 
-use super::Run;
-
-/// An upper bound on the size of the record. Each change adds its maximum size. The record is
-/// measured only when the bound reaches the limit.
-#[derive(Debug, Default)]
-pub(super) struct Room {
-    used: Option<usize>,
-}
+use super::state::{Room, Run};
 
 impl Room {
     /// Reserves `bytes` if the record has room for them.

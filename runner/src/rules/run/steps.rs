@@ -7,8 +7,8 @@ use protocol::run::{Cause, StepRecord, StepStatus};
 use protocol::time::Millis;
 
 use super::board::{Broken, Stage, StepProgress, StepState};
-use super::facts::{about, emit, exit_words};
-use super::{Effect, Exited, Orders, Phase, Run, Timer, effects};
+use super::facts::{Effect, Exited, Orders, Timer, about, effects, emit, exit_words};
+use super::state::{Phase, Run};
 
 impl Run {
     pub(super) fn begin_step(&mut self, now: Millis, position: usize, orders: &mut Orders) {
@@ -67,6 +67,7 @@ impl Run {
             completed_at: None,
             rest: serde_json::Map::new(),
         };
+        self.record.attempts.shift_remove(&step.name);
         match self.record.steps.iter_mut().find(|it| it.name == step.name) {
             Some(before) => *before = record,
             None => self.record.steps.push(record),

@@ -1,7 +1,9 @@
 #![allow(clippy::wildcard_enum_match_arm, reason = "a test looks for single orders")]
 
 use proptest::prelude::*;
-use protocol::run::StepStatus;
+use protocol::id::{Epoch, NodeId, StepName};
+use protocol::pipeline::{FailureMode, Step};
+use protocol::run::{RunRecord, StepStatus};
 
 use super::*;
 

@@ -112,3 +112,28 @@ fn a_step_that_is_only_retried_after_a_loss_is_not_retried_after_a_failure() {
     assert_eq!(words(&run.on(NOW, failing())).last().unwrap(), "finish");
     assert_eq!(run.record().cause, Some(Cause::ExitCode));
 }
+
+#[test]
+fn an_owner_that_dies_before_the_next_attempt_adds_none() {
+    let steps = r#"[{"name": "0", "cmd": "c", "retry": {"attempts": 3}}]"#;
+    let mut left = record(steps);
+    left.status = Status::Running;
+    left.initiated_at = Some(Timestamp(Millis(0)));
+    left.steps = serde_json::from_str(
+        r#"[{"name": "0", "status": "failed", "exit-code": 3, "attempt": 2, "epoch": 5}]"#,
+    )
+    .unwrap();
+    let (second, _) = resumed(left, false);
+    // Its record is all that the next owner knows.
+    let saved: RunRecord = serde_json::from_value(serde_json::to_value(second.record()).unwrap())
+        .map(|saved: RunRecord| RunRecord { pipeline: second.record().pipeline.clone(), ..saved })
+        .unwrap();
+    assert!(saved.steps.is_empty(), "the step is yet to start again: {:?}", saved.steps);
+    let (mut third, _) = resumed(saved, false);
+    let orders = words(&third.on(NOW, Input::Prepared));
+    assert!(orders.iter().any(|order| order == "start(0)"), "{orders:?}");
+    assert_eq!(third.attempt(0), 3);
+    assert!(third.record().attempts.is_empty(), "the step has a record now");
+    let orders = words(&third.on(NOW, failing()));
+    assert!(orders.iter().any(|order| order == "PipelineFailed"), "{orders:?}");
+}
