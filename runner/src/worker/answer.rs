@@ -17,10 +17,11 @@ use super::claim::{self, ClaimOutcome};
 use super::control;
 use super::launch::Launch;
 use super::lease::HeldLease;
+use super::lost::Lost;
 use super::retry::Retry;
+use super::shared::Shared;
 use super::verdict::NotNow;
 use super::watchdog::waits;
-use super::{Lost, Shared};
 use crate::ports::{Entry, Message, Route};
 use crate::rules::quota;
 
@@ -129,18 +130,7 @@ async fn answer_start(
         return Answer::Settle(Disposition::Ack, Some(slot));
     };
     let rejections = rejections_of(message);
-    let mut taken = claim::take(shared, held, &run, start, None).await;
-    if let ClaimOutcome::NotNow(NotNow { why, engine: Some(engine) }) = &taken
-        && rejections >= REJECTIONS_WITHOUT_ENGINE
-        && is_engine_lost(shared, engine).await
-    {
-        let why = format!(
-            "{why}, and no worker on that engine was found in {rejections} attempts: rerun it from an \
-             earlier step"
-        );
-        taken = claim::take(shared, held, &run, start, Some(&(Cause::Lost, why))).await;
-    }
-    match taken {
+    match claim_run(shared, held, &run, start, rejections).await {
         ClaimOutcome::Claimed(owned, verdict) => {
             info!(run.id = %run, pipeline.group = %owned.record.group,
                 pipeline.name = %owned.record.name, "run {run} is claimed");
@@ -172,6 +162,28 @@ async fn answer_start(
             Answer::Settle(reject(shared, &fault).await, Some(slot))
         }
     }
+}
+
+/// Claims the run of a start. Records it as failed if it needs an engine that no worker was found on.
+async fn claim_run(
+    shared: &Arc<Shared>,
+    held: &HeldLease,
+    run: &RunId,
+    start: &Start,
+    rejections: u32,
+) -> ClaimOutcome {
+    let outcome = claim::take(shared, held, run, start, None).await;
+    let ClaimOutcome::NotNow(NotNow { why, engine: Some(engine) }) = &outcome else {
+        return outcome;
+    };
+    if rejections < REJECTIONS_WITHOUT_ENGINE || !is_engine_lost(shared, engine).await {
+        return outcome;
+    }
+    let why = format!(
+        "{why}, and no worker on that engine was found in {rejections} attempts: rerun it from an \
+         earlier step"
+    );
+    claim::take(shared, held, run, start, Some(&(Cause::Lost, why))).await
 }
 
 /// After so many rejections, about eight minutes, a start whose images are on an engine without a worker

@@ -3,7 +3,7 @@
 
 use tracing::{info, warn};
 
-use super::Shared;
+use super::shared::Shared;
 use super::wanted::NamedByRuns;
 use crate::ports::{BaseImage, ExecError};
 

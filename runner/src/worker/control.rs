@@ -6,24 +6,21 @@ use std::time::Duration;
 use futures::StreamExt;
 use protocol::command::{Disposition, Stop, Toggle};
 use protocol::event::Reason;
-use protocol::id::RunId;
+use protocol::id::{PipelineId, RunId};
 use protocol::names;
 use protocol::run::{StopEntry, StoredPipeline};
 use protocol::time::Millis;
 use tracing::warn;
 
-use super::Shared;
 use super::launch::Launch;
 use super::lease::HeldLease;
 use super::orphan::{Purpose, claim_orphan};
 use super::records::{RunKeys, has_ended, json};
 use super::retry::Retry;
+use super::shared::Shared;
 use super::watchdog::{beat, waits};
 use crate::ports::{Change, Expect, StoreError, Txn};
 use crate::rules::run::StopWhy;
-
-/// How long a stop for an unknown run is kept.
-pub(super) const REMEMBER_STOP: Duration = Duration::from_secs(24 * 3600);
 
 /// Records a stop. The run's owner, which may be another worker, watches for it.
 pub(super) async fn stop(
@@ -51,21 +48,7 @@ pub(super) async fn stop(
                 shared.ignored(Some(run), &format!("run {run} ended long ago")).await;
                 return Ok(Disposition::Ack);
             }
-            let lease = shared.stops.current(&shared.ports).await?;
-            let txn = Txn::new().when(names::run_key(run), Expect::Absent).put_leased(
-                names::stop_key(run),
-                value.clone(),
-                lease,
-            );
-            let reply = shared.ports.store.txn(txn).await;
-            if matches!(reply, Err(StoreError::LeaseGone(_))) {
-                shared.stops.forget().await;
-            }
-            if reply?.committed {
-                let why = format!(
-                    "run {run} is not known; if it is submitted within 24 h it is stopped at once"
-                );
-                shared.ignored(Some(run), &why).await;
+            if remember_stop(shared, run, value.clone()).await? {
                 return Ok(Disposition::Ack);
             }
             // The start arrived in between.
@@ -99,6 +82,27 @@ pub(super) async fn stop(
         }
         return Ok(Disposition::Ack);
     }
+}
+
+/// Records a stop for a run that is not known. Returns false if the run has become known.
+async fn remember_stop(shared: &Shared, run: &RunId, stop: Vec<u8>) -> Result<bool, StoreError> {
+    let lease = shared.stops.current(&shared.ports).await?;
+    let txn = Txn::new().when(names::run_key(run), Expect::Absent).put_leased(
+        names::stop_key(run),
+        stop,
+        lease,
+    );
+    let reply = shared.ports.store.txn(txn).await;
+    if matches!(reply, Err(StoreError::LeaseGone(_))) {
+        shared.stops.forget().await;
+    }
+    let is_recorded = reply?.committed;
+    if is_recorded {
+        let why =
+            format!("run {run} is not known; if it is submitted within 24 h it is stopped at once");
+        shared.ignored(Some(run), &why).await;
+    }
+    Ok(is_recorded)
 }
 
 /// Claims a run without an owner to end it. The receiver of the stop needs no free slot.
@@ -183,18 +187,23 @@ pub(super) async fn toggle(
             continue;
         }
         if changes {
-            let (reason, message) = if pause {
-                (Reason::PipelinePaused, format!("pipeline {id} is paused"))
-            } else {
-                (Reason::PipelineUnpaused, format!("pipeline {id} takes runs again"))
-            };
-            let mut event = shared.event(reason, message);
-            event.group = Some(id.group().to_owned());
-            event.name = Some(id.name().to_owned());
-            shared.publish(event).await;
+            report_toggle(shared, id, pause).await;
         }
         return Ok(Disposition::Ack);
     }
+}
+
+/// Publishes that a pipeline was paused or unpaused.
+async fn report_toggle(shared: &Shared, id: &PipelineId, pause: bool) {
+    let (reason, message) = if pause {
+        (Reason::PipelinePaused, format!("pipeline {id} is paused"))
+    } else {
+        (Reason::PipelineUnpaused, format!("pipeline {id} takes runs again"))
+    };
+    let mut event = shared.event(reason, message);
+    event.group = Some(id.group().to_owned());
+    event.name = Some(id.name().to_owned());
+    shared.publish(event).await;
 }
 
 /// Notifies this worker's runs of recorded stops, whichever worker recorded them.

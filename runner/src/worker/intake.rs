@@ -11,8 +11,9 @@ use tracing::{info, warn};
 
 use super::answer::{Answer, Slot, answer_in_place};
 use super::lease::{Current, HeldLease};
+use super::options::Options;
+use super::shared::Shared;
 use super::watchdog::waits;
-use super::{Options, Shared};
 use crate::ports::{Consumer, Delivery, Message, QueueError, Route, Source};
 
 /// Consumes starts from the shared queue while a slot is free and the engine's disk has room.
@@ -77,21 +78,10 @@ async fn consume_jobs(
     stop: &CancellationToken,
 ) {
     loop {
-        let waiting = waits();
-        let delivery = tokio::select! {
-            biased;
-            () = held.lost.cancelled() => break,
-            () = stop.cancelled() => break,
-            // An orphan, or a start sent to this worker, takes precedence over new starts.
-            () = shared.slot_wanted.notified() => break,
-            () = shared.room.unavailable() => break,
-            () = shared.writes.refused() => break,
-            delivery = consumer.next() => delivery,
-        };
-        drop(waiting);
-        let delivery = match delivery {
-            Ok(delivery) => delivery,
-            Err(cause) => {
+        let delivery = match next_job(shared, held, &mut *consumer, stop).await {
+            None => break,
+            Some(Ok(delivery)) => delivery,
+            Some(Err(cause)) => {
                 pause_after(&cause, &mut PAUSE.clone(), stop).await;
                 break;
             }
@@ -129,6 +119,26 @@ async fn consume_jobs(
         }
     }
     close(consumer).await;
+}
+
+/// Waits for a start. Returns `None` once this worker must take no more of them.
+async fn next_job(
+    shared: &Shared,
+    held: &HeldLease,
+    consumer: &mut dyn Consumer,
+    stop: &CancellationToken,
+) -> Option<Result<Delivery, QueueError>> {
+    let _waits = waits();
+    tokio::select! {
+        biased;
+        () = held.lost.cancelled() => None,
+        () = stop.cancelled() => None,
+        // An orphan, or a start sent to this worker, takes precedence over new starts.
+        () = shared.slot_wanted.notified() => None,
+        () = shared.room.unavailable() => None,
+        () = shared.writes.refused() => None,
+        delivery = consumer.next() => Some(delivery),
+    }
 }
 
 /// Consumes stops and pauses even if no slot is free, and passes on misdirected starts.
@@ -170,30 +180,9 @@ pub(super) async fn control(
             }
         };
         pause = PAUSE;
-        loop {
-            let waiting = waits();
-            let delivery = tokio::select! {
-                biased;
-                () = held.lost.cancelled() => break,
-                () = stop.cancelled() => break,
-                delivery = consumer.next() => delivery,
-            };
-            drop(waiting);
-            match delivery {
-                Ok(delivery) => match take_control(&shared, &held, source, delivery, &stop).await {
-                    DeliveryOutcome::Done | DeliveryOutcome::Requeued => {}
-                    // Open another subscription, so that a stop behind this message does not wait.
-                    DeliveryOutcome::Kept => break,
-                    DeliveryOutcome::NotYet(delivery) => {
-                        pending = Some(delivery);
-                        break;
-                    }
-                },
-                Err(cause) => {
-                    pause_after(&cause, &mut pause, &stop).await;
-                    break;
-                }
-            }
+        match consume_control(&shared, &held, source, &mut *consumer, &stop).await {
+            Ok(delivery) => pending = delivery,
+            Err(cause) => pause_after(&cause, &mut pause, &stop).await,
         }
         if source == Source::Node && stop.is_cancelled() {
             if let Some(delivery) = pending.take() {
@@ -202,6 +191,33 @@ pub(super) async fn control(
             move_to_jobs(&shared, &held, &mut consumer, &stop).await;
         }
         close(consumer).await;
+    }
+}
+
+/// Processes the commands of one subscription. Returns the command that this worker could not process
+/// under its lease, if it ends with one.
+async fn consume_control(
+    shared: &Arc<Shared>,
+    held: &HeldLease,
+    source: Source,
+    consumer: &mut dyn Consumer,
+    stop: &CancellationToken,
+) -> Result<Option<Delivery>, QueueError> {
+    loop {
+        let waiting = waits();
+        let delivery = tokio::select! {
+            biased;
+            () = held.lost.cancelled() => return Ok(None),
+            () = stop.cancelled() => return Ok(None),
+            delivery = consumer.next() => delivery?,
+        };
+        drop(waiting);
+        match take_control(shared, held, source, delivery, stop).await {
+            DeliveryOutcome::Done | DeliveryOutcome::Requeued => {}
+            // Open another subscription, so that a stop behind this message does not wait.
+            DeliveryOutcome::Kept => return Ok(None),
+            DeliveryOutcome::NotYet(delivery) => return Ok(Some(delivery)),
+        }
     }
 }
 

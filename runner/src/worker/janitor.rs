@@ -13,10 +13,11 @@ use protocol::time::{Millis, Timestamp};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::bases;
 use super::lease::Current;
 use super::records::RunKeys;
+use super::shared::Shared;
 use super::watchdog::waits;
-use super::{Shared, bases};
 use crate::ports::{ExecError, StoreError, Txn};
 
 /// Sweeps periodically. The first sweep is delayed by one lease time, by which the fate of a

@@ -8,11 +8,11 @@ use protocol::run::Cause;
 use protocol::time::Millis;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
-use super::Shared;
 use super::drive::{Drive, Signals};
 use super::lease::HeldLease;
 use super::records::Ownership;
 use super::roster::Handle;
+use super::shared::Shared;
 use super::verdict::Verdict;
 use crate::ports::StopSignal;
 use crate::rules::run::{Effect, EventDraft, PreviousOwner, Run, StopWhy};

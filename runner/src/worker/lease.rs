@@ -9,8 +9,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::Shared;
 use super::retry::Retry;
+use super::shared::Shared;
 use super::watchdog::beat;
 use crate::ports::{Guard, Host, LeaseId, StoreError};
 
@@ -151,28 +151,7 @@ pub(super) async fn keep(
             Ok(granted) => {
                 wait = RETRY_FIRST;
                 let held = HeldLease::new(granted.lease, sent, granted.ttl, &guard);
-                // Cancels `lost` even if this loop panics.
-                let _lost = held.lost.clone().drop_guard();
-                info!(lease = granted.lease.0, "the lease is taken");
-                announcer.announce(Some(&held));
-                let ended = renew(&shared, &held, sent, granted.ttl, &stop).await;
-                announcer.announce(None);
-                held.lost.cancel();
-                match ended {
-                    Ended::Lost | Ended::GivenUp => {
-                        shared.roster.kill_all();
-                        warn!(
-                            lease = held.lease.0,
-                            "the lease is {ended}; what ran under it is killed"
-                        );
-                        keep_until_ended(&shared, held.lease, granted.ttl, &stop).await;
-                    }
-                    Ended::Stopped => {}
-                }
-                // If runs remain, let the lease expire. The guard ends their steps before that.
-                if shared.roster.is_idle() {
-                    revoke(&shared, held.lease, &stop).await;
-                }
+                hold(&shared, &announcer, held, (sent, granted.ttl), &stop).await;
             }
             Err(cause) => {
                 warn!(%cause, "no lease can be taken; nothing is taken from the queues");
@@ -185,6 +164,35 @@ pub(super) async fn keep(
                 wait = (wait * 2).min(RETRY_MOST);
             }
         }
+    }
+}
+
+/// Announces a lease and renews it until it is lost or no longer needed. Then ends what ran under it.
+async fn hold(
+    shared: &Shared,
+    announcer: &Announcer,
+    held: HeldLease,
+    (sent, ttl): (Duration, Duration),
+    stop: &CancellationToken,
+) {
+    // Cancels `lost` even after a panic.
+    let _lost = held.lost.clone().drop_guard();
+    info!(lease = held.lease.0, "the lease is taken");
+    announcer.announce(Some(&held));
+    let ended = renew(shared, &held, sent, ttl, stop).await;
+    announcer.announce(None);
+    held.lost.cancel();
+    match ended {
+        Ended::Lost | Ended::GivenUp => {
+            shared.roster.kill_all();
+            warn!(lease = held.lease.0, "the lease is {ended}; what ran under it is killed");
+            keep_until_ended(shared, held.lease, ttl, stop).await;
+        }
+        Ended::Stopped => {}
+    }
+    // If runs remain, let the lease expire. The guard ends their steps before that.
+    if shared.roster.is_idle() {
+        revoke(shared, held.lease, stop).await;
     }
 }
 

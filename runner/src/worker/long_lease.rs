@@ -1,16 +1,10 @@
 //! Leases of several days, for keys that outlive a run.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use protocol::names;
 use tokio::sync::Mutex;
-use tokio_util::sync::CancellationToken;
-use tracing::warn;
 
-use super::watchdog::{beat, waits};
-use super::{SEEN_FOR, Shared};
-use crate::ports::{Expect, LeaseId, Ports, StoreError, Txn};
+use crate::ports::{LeaseId, Ports, StoreError};
 
 /// A lease of several days that is shared by many keys. It is replaced regularly, so that each key
 /// lives for at least its time, and no claim has to wait for a lease.
@@ -57,50 +51,4 @@ impl LongLease {
     pub(super) async fn forget(&self) {
         *self.taken.lock().await = None;
     }
-}
-
-/// Interval between renewals of the marks of open runs, well below their time to live.
-const RENEWED_EVERY: Duration = Duration::from_secs(24 * 3600);
-
-/// Renews the marks that keep run IDs from being accepted twice, as long as their runs are open. A
-/// run may take longer than the time to live of a mark.
-pub(super) async fn renew_seen(shared: Arc<Shared>, stop: CancellationToken) {
-    loop {
-        {
-            let _waits = waits();
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => return,
-                () = tokio::time::sleep(RENEWED_EVERY) => {}
-            }
-        }
-        if let Err(cause) = renew_once(&shared).await {
-            // A mark lives for days, so the next round is early enough.
-            warn!(%cause, days = SEEN_FOR.as_secs() / 86_400, "the marks of open runs are not renewed");
-        }
-    }
-}
-
-pub(super) async fn renew_once(shared: &Shared) -> Result<(), StoreError> {
-    let open = shared.ports.store.list(names::OPEN).await?;
-    for entry in open.entries {
-        beat();
-        let Some(Ok(run)) = entry.key.strip_prefix(names::OPEN).map(str::parse) else { continue };
-        let seen = shared.seen.current(&shared.ports).await?;
-        let txn = Txn::new().when(entry.key, Expect::Present).put_leased(
-            names::seen_key(&run),
-            Vec::new(),
-            seen,
-        );
-        match shared.ports.store.txn(txn).await {
-            // If the run has ended meanwhile, its last write has renewed the mark.
-            Ok(_) => {}
-            Err(cause @ StoreError::LeaseGone(_)) => {
-                shared.seen.forget().await;
-                return Err(cause);
-            }
-            Err(cause) => return Err(cause),
-        }
-    }
-    Ok(())
 }

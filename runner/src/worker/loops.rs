@@ -10,10 +10,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
+use super::options::Shutdown;
+use super::shared::{LAST_EVENTS, Shared};
 use super::watchdog::waits;
 use super::{
-    LAST_EVENTS, Shared, Shutdown, callbacks, control, intake, janitor, lease, long_lease, node,
-    reclaim, rescue, room, writes,
+    callbacks, control, intake, janitor, lease, marks, node, reclaim, rescue, room_watch,
+    store_probe,
 };
 use crate::ports::{Guard, Source};
 use crate::rules::run::StopWhy;
@@ -45,9 +47,9 @@ impl Loops {
         if shared.options.rescue {
             let rescue = rescue::run(Arc::clone(shared), leases.subscribe(), intake.clone());
             dog.spawn(&starts, "the rescue", rescue);
-            let room = room::run(Arc::clone(shared), intake.clone());
+            let room = room_watch::run(Arc::clone(shared), intake.clone());
             dog.spawn(&starts, "the look at the disk", room);
-            let stream = room::watch_stream(Arc::clone(shared), intake.clone());
+            let stream = room_watch::watch_stream(Arc::clone(shared), intake.clone());
             dog.spawn(&starts, "the look at the stream", stream);
             let janitor = janitor::run(Arc::clone(shared), leases.subscribe(), intake.clone());
             dog.spawn(&starts, "the janitor", janitor);
@@ -60,9 +62,9 @@ impl Loops {
         let (control, leased_too) = (leases.subscribe(), leased.clone());
         let control = intake::control(Arc::clone(shared), control, Source::Control, leased_too);
         dog.spawn(&stops, "the intake of stops", control);
-        let probe = writes::run(Arc::clone(shared), leased.clone());
+        let probe = store_probe::run(Arc::clone(shared), leased.clone());
         dog.spawn(&others, "the probe of the store", probe);
-        let marks = long_lease::renew_seen(Arc::clone(shared), leased.clone());
+        let marks = marks::renew_seen(Arc::clone(shared), leased.clone());
         dog.spawn(&others, "the renewal of marks", marks);
         let told = callbacks::run(Arc::clone(shared), leased.clone());
         dog.spawn(&others, "the callbacks", told);

@@ -6,9 +6,9 @@ use protocol::names;
 use protocol::run::{NodeEntry, NodeState};
 use tracing::warn;
 
-use super::Shared;
 use super::lease::Current;
 use super::records::json;
+use super::shared::Shared;
 use super::watchdog::waits;
 use crate::ports::Txn;
 

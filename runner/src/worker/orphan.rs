@@ -6,7 +6,6 @@ use protocol::names;
 use protocol::run::RunRecord;
 use tracing::warn;
 
-use super::Shared;
 use super::lease::HeldLease;
 use super::look::{logger_key, logger_url};
 use super::records::{
@@ -14,6 +13,7 @@ use super::records::{
 };
 use super::release::release;
 use super::retry::Retry;
+use super::shared::Shared;
 use crate::ports::{Claim, Entry, Expect, StoreError, Txn, TxnReply};
 use crate::rules::run::PreviousOwner;
 
@@ -43,6 +43,17 @@ fn count_loss(record: &mut RunRecord, purpose: Purpose) {
             }
         }
     }
+}
+
+/// Changes the record of an earlier owner to that of a next attempt.
+fn begin_attempt(record: &mut RunRecord, purpose: Purpose) {
+    if record.released.is_none() {
+        count_loss(record, purpose);
+    }
+    record.attempt += 1;
+    record.epoch = None;
+    record.last_seq = None;
+    record.released = None;
 }
 
 /// Repeats a transaction under the same conditions until it is answered, as long as the lease is
@@ -95,6 +106,28 @@ fn claiming(
         .read_otherwise(names::definition_key(run))
 }
 
+/// Returns a claim of this worker whose reply was lost, if the run has one. No drive exists for it,
+/// because the caller holds its place in the roster.
+async fn earlier_claim(
+    shared: &Shared,
+    held: &HeldLease,
+    keys: &RunKeys,
+    run: &RunId,
+    logger_url: Option<String>,
+) -> Result<Option<Ownership>, StoreError> {
+    if !keys.is_owned_under(&shared.options.node, held.lease) {
+        return Ok(None);
+    }
+    let Some(owned) = keys.ownership(run, logger_url)? else { return Ok(None) };
+    if owned.record.epoch == Some(owned.claim.epoch) {
+        // The run was started under this claim, so nothing more may be published under its epoch.
+        // The next scan finds it without an owner.
+        release(shared, &owned.claim, &held.lost).await;
+        return Ok(None);
+    }
+    Ok(Some(owned))
+}
+
 /// Claims an orphan with a new epoch and the next attempt. Returns `None` if the run has an owner
 /// or has changed. The caller must hold the run's place in the roster.
 pub(super) async fn claim_orphan(
@@ -122,25 +155,19 @@ pub(super) async fn claim_orphan(
     let definition = RunKeys::of(run, &look).definition;
     let Stored { record: mut parsed, inline, .. } = read_record(run, record, definition.as_ref())?;
     if !parsed.status.is_ended() {
-        parsed.attempt += 1;
-        parsed.epoch = None;
-        parsed.last_seq = None;
-        parsed.released = None;
-        if !past.handed_over {
-            count_loss(&mut parsed, purpose);
-        }
+        begin_attempt(&mut parsed, purpose);
     }
     parsed.node = Some(shared.options.node.clone());
+    let claim = claiming(shared, held, run, record, purpose);
+    // Moves the immutable parts to their own key.
+    let claim = match &inline {
+        Some(inline) => claim.put(names::definition_key(run), inline.clone()),
+        None => claim,
+    };
     let reply = loop {
         let value = fitting(run, &mut parsed, inline.as_ref().map_or(0, Vec::len))?;
         let size = value.len();
-        let txn = claiming(shared, held, run, record, purpose);
-        let txn = txn.put(names::run_key(run), value);
-        // Moves the immutable parts to their own key.
-        let txn = match &inline {
-            Some(inline) => txn.put(names::definition_key(run), inline.clone()),
-            None => txn,
-        };
+        let txn = claim.clone().put(names::run_key(run), value);
         match until_answered(shared, held, run, txn).await {
             Err(StoreError::Refused(_)) if purpose == Purpose::End && size > SMALL_RECORD => {
                 // The run must end even if the store's limit is lower than the expected one.
@@ -151,19 +178,8 @@ pub(super) async fn claim_orphan(
     };
     if !reply.committed {
         let keys = RunKeys::of(run, &reply);
-        if !keys.is_owned_under(&shared.options.node, held.lease) {
-            return Ok(None);
-        }
-        // A claim of this worker whose reply was lost. No drive exists for it, because the caller
-        // holds its place in the roster.
-        let Some(owned) = keys.ownership(run, logger_url)? else { return Ok(None) };
-        if owned.record.epoch == Some(owned.claim.epoch) {
-            // The run was started under this claim, so nothing more may be published under its
-            // epoch. The next scan finds it without an owner.
-            release(shared, &owned.claim, &held.lost).await;
-            return Ok(None);
-        }
-        return Ok(Some((owned, past)));
+        let owned = earlier_claim(shared, held, &keys, run, logger_url).await?;
+        return Ok(owned.map(|owned| (owned, past)));
     }
     let (epoch, node) = (Epoch(reply.revision), shared.options.node.clone());
     let claim = Claim { run: run.clone(), epoch, node };

@@ -7,8 +7,8 @@ use protocol::id::RunId;
 use protocol::pipeline::Pipeline;
 use protocol::run::{RunRecord, StepRecord};
 
-use super::Shared;
 use super::records::RunKeys;
+use super::shared::Shared;
 
 /// The maximum size of these steps. The claim writes them in one request with the definition.
 const MAX_KEPT_BYTES: usize = 896 * 1024;

@@ -1,51 +1,23 @@
 //! Ends the runs that this worker cannot continue.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
-use protocol::id::RunId;
 use protocol::names;
 use tokio::time::Instant;
 use tracing::warn;
 
 use super::launch::Launch;
 use super::lease::HeldLease;
+use super::lost::Lost;
 use super::orphan::{Purpose, claim_orphan};
 use super::records::has_ended;
+use super::shared::Shared;
 use super::watchdog::{beat, waits};
-use super::{Lost, Shared};
 use crate::ports::StoreError;
 
 /// The delay before a run is tried again whose drive has not yet ended.
 const AGAIN: Duration = Duration::from_millis(500);
-/// The maximum delay between two attempts at the same run.
-const LONGEST: Duration = Duration::from_secs(60);
-
-/// How often runs were claimed again to be ended without success. Each attempt writes their
-/// records, so the delay grows.
-#[derive(Debug, Default)]
-pub(super) struct Reclaims(Mutex<HashMap<RunId, u32>>);
-
-impl Reclaims {
-    /// Returns the delay before the next attempt at a run. The first attempt is made at once.
-    pub(super) fn next(&self, run: &RunId) -> Duration {
-        let mut tries = self.0.lock();
-        let tries = tries.entry(run.clone()).or_default();
-        let wait = match *tries {
-            0 => Duration::ZERO,
-            tries => AGAIN.saturating_mul(1 << (tries - 1).min(16)).min(LONGEST),
-        };
-        *tries = tries.saturating_add(1);
-        wait
-    }
-
-    /// Resets a run that has ended or has another owner.
-    pub(super) fn forget(&self, run: &RunId) {
-        self.0.lock().remove(run);
-    }
-}
 
 /// Claims and ends the runs that this worker cannot continue. They must not stay open without an
 /// owner.
@@ -126,20 +98,5 @@ async fn reclaim_one(
             launch.cancel();
             Err(cause)
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_run_that_does_not_end_is_tried_at_growing_intervals() {
-        let (reclaims, run) = (Reclaims::default(), "r-1".parse().unwrap());
-        let waits: Vec<u128> = (0..10).map(|_| reclaims.next(&run).as_millis()).collect();
-        let expected = [0, 500, 1000, 2000, 4000, 8000, 16_000, 32_000, 60_000, 60_000];
-        assert_eq!(waits, expected);
-        reclaims.forget(&run);
-        assert_eq!(reclaims.next(&run), Duration::ZERO);
     }
 }

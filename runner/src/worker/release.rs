@@ -8,8 +8,8 @@ use protocol::names;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
-use super::Shared;
 use super::retry::Retry;
+use super::shared::Shared;
 use super::watchdog::waits;
 use crate::ports::{Claim, RunScope, STARTS_WITHIN, Txn};
 

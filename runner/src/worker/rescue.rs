@@ -7,37 +7,27 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use futures::{FutureExt as _, StreamExt as _};
-use protocol::definition::Stored;
 use protocol::id::RunId;
 use protocol::names;
-use protocol::run::{NodeEntry, NodeState, Open, RunRecord, StepStatus, StopEntry};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::Shared;
 use super::control::end_orphan;
 use super::launch::Launch;
 use super::lease::{Current, HeldLease};
 use super::orphan::{Purpose, claim_orphan};
-use super::records::{RunKeys, owner_value, read_record};
+use super::orphan_action::{LOOK_EVERY, OrphanAction, next_action, waits_for_admission};
+use super::records::owner_value;
+use super::shared::Shared;
 use super::watchdog::{self, beat};
 use crate::ports::{Change, Entry, StoreError, Txn};
-use crate::rules::quota::{self, MemoryFit};
 
-/// The interval between scans.
-const LOOK_EVERY: Duration = Duration::from_secs(30);
 /// Spreads the attempts of workers that see the same orphan at the same time.
 const SPREAD: Duration = Duration::from_millis(200);
-/// The head start of workers on the engine with the last image, if other workers can fetch it.
-const THEIRS_FIRST: Duration = Duration::from_secs(1);
 /// The delay before a run is tried again that could not be claimed.
 const AGAIN: Duration = Duration::from_millis(500);
-/// The delay before a run is tried again that needs more memory than is free.
-const NO_MEMORY: Duration = Duration::from_secs(5);
-/// The delay before a run is tried again if the engine's disk has no room.
-const NO_ROOM: Duration = Duration::from_secs(1);
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MOST: Duration = Duration::from_secs(5);
 
@@ -100,22 +90,6 @@ struct Rescue<'a> {
     stop: &'a CancellationToken,
     orphans: BTreeMap<RunId, Orphan>,
     slot: Slot,
-}
-
-/// What to do with an orphan.
-enum OrphanAction {
-    /// Nothing: it has an owner, or has ended.
-    Settled,
-    /// Publish the recorded ending and release the run.
-    Ended(Entry),
-    /// End it, because a stop is recorded.
-    Stopped(StopEntry),
-    /// Resume it.
-    Open(Entry),
-    /// Try again after this time, to give precedence to other workers.
-    NotYet(Duration),
-    /// Leave it to a worker of another version. Holds the message.
-    NotForUs(String),
 }
 
 impl Rescue<'_> {
@@ -209,7 +183,7 @@ impl Rescue<'_> {
             .map(|(run, _)| run)
             .collect();
         let orphans: BTreeSet<RunId> = open
-            .filter(|entry| !waits(&entry.value))
+            .filter(|entry| !waits_for_admission(&entry.value))
             .filter_map(|entry| run_of(&entry.key, names::OPEN))
             .filter(|run| !owned.contains(run))
             .collect();
@@ -289,7 +263,7 @@ impl Rescue<'_> {
             // This worker's previous drive of the run has not yet ended.
             return Ok(Some(AGAIN));
         }
-        let (entry, purpose) = match find(shared, held, run, orphan).await? {
+        let (entry, purpose) = match next_action(shared, held, run, orphan.since).await? {
             OrphanAction::Settled => {
                 shared.own_lost().remove(run);
                 return Ok(None);
@@ -322,33 +296,7 @@ impl Rescue<'_> {
                 None => return Ok(Some(LOOK_EVERY)),
             },
         };
-        let Some(launch) = Launch::enter(shared, run) else { return Ok(Some(AGAIN)) };
-        match claim_orphan(shared, held, run, &entry, purpose).await {
-            Ok(Some((owned, past))) => {
-                shared.own_lost().remove(run);
-                match slot {
-                    Some(slot) => {
-                        info!(run.id = %run, previous = %past.node, "run {run} is taken over");
-                        launch.resume(held, owned, past, slot);
-                    }
-                    None => launch.conclude(held, owned),
-                }
-                Ok(None)
-            }
-            // Another worker was faster, or a stop was recorded.
-            Ok(None) => {
-                launch.cancel();
-                Ok(Some(AGAIN))
-            }
-            Err(cause) => {
-                launch.cancel();
-                if cause.is_invalid_request() {
-                    warn!(run.id = %run, %cause, "run {run} cannot be taken over");
-                    return Ok(Some(LOOK_EVERY));
-                }
-                Err(cause)
-            }
-        }
+        claim(shared, held, run, &entry, purpose, slot).await
     }
 
     /// Warns about a run that needs a worker of another version: at once, then at growing
@@ -382,109 +330,45 @@ impl Rescue<'_> {
     }
 }
 
-/// Reads the state of a run and decides what to do with it.
-async fn find(
-    shared: &Shared,
+/// Claims an orphan, and resumes it in the slot or ends it. Returns the delay before the next
+/// attempt, or `None` if nothing is left to do.
+async fn claim(
+    shared: &Arc<Shared>,
     held: &HeldLease,
     run: &RunId,
-    orphan: Orphan,
-) -> Result<OrphanAction, StoreError> {
-    let look = Txn::new()
-        .read(names::run_key(run))
-        .read(names::open_key(run))
-        .read(names::owner_key(run))
-        .read(names::stop_key(run))
-        .read(names::definition_key(run));
-    let keys = RunKeys::of(run, &shared.ports.store.txn(look).await?);
-    let owned = keys.owner.is_some() && !keys.is_owned_under(&shared.options.node, held.lease);
-    let (Some(entry), Some(open), false) = (&keys.record, &keys.open, owned) else {
-        return Ok(OrphanAction::Settled);
-    };
-    if waits(&open.value) {
-        return Ok(OrphanAction::Settled);
-    }
-    let Stored { record, unknown, .. } = match read_record(run, entry, keys.definition.as_ref()) {
-        Ok(stored) => stored,
-        Err(cause) => return Ok(OrphanAction::NotForUs(cause.to_string())),
-    };
-    if record.status.is_ended() {
-        return Ok(OrphanAction::Ended(entry.clone()));
-    }
-    if let Some(stop) = &keys.stop {
-        let unsaid =
-            StopEntry { reason: None, by: shared.options.node.clone(), at: record.scheduled_at };
-        return Ok(OrphanAction::Stopped(serde_json::from_slice(&stop.value).unwrap_or(unsaid)));
-    }
-    if let Some(key) = unknown {
-        return Ok(OrphanAction::NotForUs(format!(
-            "its definition has the key `{key}`, which this version does not know"
-        )));
-    }
-    if !shared.room.is_there() || shared.writes.refusal().is_some() {
-        return Ok(OrphanAction::NotYet(NO_ROOM));
-    }
-    if record.pipeline.as_ref().is_some_and(|pipeline| shared.missing_executor(pipeline).is_some())
-    {
-        return Ok(OrphanAction::NotYet(LOOK_EVERY));
-    }
-    if let Some(pipeline) = &record.pipeline
-        && !matches!(quota::check_memory(pipeline, shared.ports.host.memory()), MemoryFit::Now)
-    {
-        return Ok(OrphanAction::NotYet(NO_MEMORY));
-    }
-    if let Some(wait) = is_for_others(shared, &record, orphan).await? {
-        return Ok(OrphanAction::NotYet(wait));
-    }
-    // Otherwise every worker of an unavailable engine would claim the run and fail, and each
-    // attempt would count as a loss.
-    if let Err(cause) = shared.ports.executor.answers().await {
-        warn!(run.id = %run, %cause, "run {run} waits for the engine");
-        shared.room.engine_went(None);
-        return Ok(OrphanAction::NotYet(NO_ROOM));
-    }
-    Ok(OrphanAction::Open(entry.clone()))
-}
-
-/// Returns how long to leave a run to workers on another engine, if that has its last image.
-async fn is_for_others(
-    shared: &Shared,
-    record: &RunRecord,
-    orphan: Orphan,
+    entry: &Entry,
+    purpose: Purpose,
+    slot: Option<OwnedSemaphorePermit>,
 ) -> Result<Option<Duration>, StoreError> {
-    let passed = record.steps.iter().rev().find(|step| step.status == StepStatus::Passed);
-    let Some((step, engine)) = passed.and_then(|step| Some((step, step.engine.as_ref()?))) else {
-        return Ok(None);
-    };
-    if *engine == shared.engine.id {
-        return Ok(None);
+    let Some(launch) = Launch::enter(shared, run) else { return Ok(Some(AGAIN)) };
+    match claim_orphan(shared, held, run, entry, purpose).await {
+        Ok(Some((owned, past))) => {
+            shared.own_lost().remove(run);
+            match slot {
+                Some(slot) => {
+                    info!(run.id = %run, previous = %past.node, "run {run} is taken over");
+                    launch.resume(held, owned, past, slot);
+                }
+                None => launch.conclude(held, owned),
+            }
+            Ok(None)
+        }
+        // Another worker was faster, or a stop was recorded.
+        Ok(None) => {
+            launch.cancel();
+            Ok(Some(AGAIN))
+        }
+        Err(cause) => {
+            launch.cancel();
+            if cause.is_invalid_request() {
+                warn!(run.id = %run, %cause, "run {run} cannot be taken over");
+                return Ok(Some(LOOK_EVERY));
+            }
+            Err(cause)
+        }
     }
-    if step.digest.is_some() && shared.engine.checkpoints {
-        // Workers on that engine need not fetch the image.
-        let left = THEIRS_FIRST.saturating_sub(orphan.since.elapsed());
-        return Ok((!left.is_zero()).then_some(left));
-    }
-    let ttl = shared.options.lease_ttl;
-    let left = (ttl * 2).saturating_sub(orphan.since.elapsed());
-    if !left.is_zero() {
-        return Ok(Some(left));
-    }
-    let nodes = shared.ports.store.list(names::NODES).await?;
-    let can = |node: &NodeEntry| {
-        node.engine == *engine && node.state == NodeState::Ready && !node.engine_away
-    };
-    let there = nodes
-        .entries
-        .iter()
-        .filter_map(|entry| serde_json::from_slice(&entry.value).ok())
-        .any(|node| can(&node));
-    Ok(there.then_some(ttl))
 }
 
 fn run_of(key: &str, prefix: &str) -> Option<RunId> {
     key.strip_prefix(prefix)?.parse().ok()
-}
-
-/// Returns true if the run waits in its pipeline's queue and needs no owner yet.
-fn waits(open: &[u8]) -> bool {
-    serde_json::from_slice::<Open>(open).is_ok_and(|open| open.waiting_in.is_some())
 }

@@ -2,18 +2,14 @@
 //! meets a full disk fails, and may make other runs fail. Runs in progress continue.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
 use protocol::run::NodeDisk;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
-use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::watchdog::waits;
-use super::{Shared, bases, janitor, volumes};
 use crate::ports::{Disk, RunScope};
 
 /// Settings for the engine's disk.
@@ -29,9 +25,6 @@ pub struct DiskOptions {
     pub base_images_bytes: u64,
 }
 
-/// The interval between requests to an unavailable engine.
-const AWAY: Duration = Duration::from_secs(1);
-
 impl Default for DiskOptions {
     fn default() -> Self {
         let look = Duration::from_secs(30);
@@ -41,7 +34,7 @@ impl Default for DiskOptions {
 
 impl DiskOptions {
     /// Returns true if a disk is too full. Once it was, it must fall below the low mark.
-    fn is_too_full(&self, was: State, percent: u8) -> bool {
+    pub(super) fn is_too_full(&self, was: State, percent: u8) -> bool {
         match was {
             State::Unknown | State::Room | State::Away => percent >= self.high,
             State::Full => percent >= self.low,
@@ -50,7 +43,7 @@ impl DiskOptions {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+pub(super) enum State {
     /// Not yet checked.
     Unknown,
     /// Work is accepted.
@@ -199,6 +192,21 @@ impl Room {
         (!all.is_empty()).then(|| all.join("; "))
     }
 
+    /// Completes when a check is requested.
+    pub(super) fn requested(&self) -> Notified<'_> {
+        self.asked.notified()
+    }
+
+    /// Notes the usage of the engine's disk.
+    pub(super) fn note_disk(&self, disk: Disk) {
+        *locked(&self.seen) = Some(disk);
+    }
+
+    /// Returns the runs that were released because the engine was unavailable, once.
+    pub(super) fn take_stranded(&self) -> Vec<RunScope> {
+        std::mem::take(&mut *locked(&self.stranded))
+    }
+
     /// Requests a check, because something was removed.
     pub(super) fn look_now(&self) {
         self.asked.notify_one();
@@ -226,143 +234,17 @@ impl Room {
         self.changed.notified()
     }
 
-    fn state(&self) -> State {
+    pub(super) fn state(&self) -> State {
         *locked(&self.state)
     }
 
     /// Returns true if the state changed.
-    fn set(&self, state: State) -> bool {
+    pub(super) fn set(&self, state: State) -> bool {
         let was = std::mem::replace(&mut *locked(&self.state), state);
         if was != state {
             self.changed.notify_waiters();
         }
         was != state
-    }
-}
-
-/// Checks the disk periodically and on request, until `stop` is cancelled.
-pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
-    // The loop waits for the engine, which may have much to remove.
-    let _waits = waits();
-    let mut asked = false;
-    loop {
-        tokio::select! {
-            biased;
-            () = stop.cancelled() => return,
-            () = look(&shared, asked) => {}
-        }
-        let pause = if shared.room.is_engine_away() { AWAY } else { shared.options.disk.look };
-        asked = tokio::select! {
-            biased;
-            () = stop.cancelled() => return,
-            () = shared.room.asked.notified() => true,
-            () = tokio::time::sleep(pause) => false,
-        };
-    }
-}
-
-/// The interval between checks of the stream, which are cheap.
-const STREAM: Duration = Duration::from_secs(1);
-
-/// Pauses the intake while events cannot be published. Ends with the intake.
-pub(super) async fn watch_stream(shared: Arc<Shared>, stop: CancellationToken) {
-    let _waits = waits();
-    while !stop.is_cancelled() {
-        shared.room.note(Service::Stream, shared.ports.events.problem());
-        stop.run_until_cancelled(tokio::time::sleep(STREAM)).await;
-    }
-}
-
-/// Checks the disk, and removes unneeded data if it is full.
-async fn look(shared: &Shared, asked: bool) {
-    let began = match decide(shared).await {
-        CheckResult::Room => return,
-        CheckResult::None { began } => began,
-    };
-    if began || asked {
-        janitor::sweep(shared).await;
-    }
-    bases::make_room(shared).await;
-    volumes::make_room(shared).await;
-    janitor::give_up_retained(shared).await;
-    decide(shared).await;
-}
-
-/// The result of a check.
-enum CheckResult {
-    /// There is room, the usage is unknown, or the intake is paused for another reason.
-    Room,
-    None {
-        /// Whether the last check still found room.
-        began: bool,
-    },
-}
-
-async fn decide(shared: &Shared) -> CheckResult {
-    let (room, options) = (&shared.room, &shared.options.disk);
-    if room.is_engine_away() {
-        if shared.ports.executor.answers().await.is_err() {
-            return CheckResult::Room;
-        }
-        info!("the container engine answers again");
-        end_what_was_let_go(shared).await;
-        room.set(State::Unknown);
-    }
-    let disk = shared.ports.executor.disk().await;
-    if room.is_engine_away() {
-        // The engine became unavailable meanwhile, which a disk usage does not disprove.
-        return CheckResult::Room;
-    }
-    let disk = match disk {
-        Ok(Some(disk)) => disk,
-        Ok(None) => {
-            room.set(State::Room);
-            return CheckResult::Room;
-        }
-        Err(cause) => {
-            warn!(%cause, "how full the container engine's disk is is not known");
-            // Only a successful check can end the state `Full`.
-            if room.state() == State::Unknown {
-                room.set(State::Room);
-            }
-            return CheckResult::Room;
-        }
-    };
-    *locked(&room.seen) = Some(disk);
-    let (was, percent) = (room.state(), disk.percent());
-    if options.is_too_full(was, percent) {
-        let began = room.set(State::Full);
-        if began {
-            warn!(
-                disk.percent = percent,
-                disk.free = disk.free,
-                "the container engine's disk is {percent}% full: nothing new is taken until it is \
-                 below {}%; what runs goes on, and what nobody needs is removed; `podman system df` \
-                 shows what takes the room",
-                options.low
-            );
-        }
-        return CheckResult::None { began };
-    }
-    room.set(State::Room);
-    if was == State::Full {
-        info!(
-            disk.percent = percent,
-            "the container engine's disk is {percent}% full: there is room, and work is taken again"
-        );
-    }
-    CheckResult::Room
-}
-
-/// Ends and removes what the engine still has of runs that were released while it was unavailable.
-/// No worker may resume them for a long time, for example if they filled this disk themselves.
-/// Resources of a later owner are not touched.
-async fn end_what_was_let_go(shared: &Shared) {
-    let stranded = std::mem::take(&mut *locked(&shared.room.stranded));
-    for run in stranded {
-        if let Err(cause) = shared.ports.executor.adopt(&run, None).await {
-            warn!(run.id = %run.run, %cause, "what an engine that was away has left of a run stays");
-        }
     }
 }
 

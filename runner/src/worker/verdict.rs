@@ -5,9 +5,9 @@ use protocol::dialect;
 use protocol::pipeline::{Output, Pipeline, Step, can_name_secret};
 use protocol::run::{Cause, StepRecord, StoredPipeline};
 
-use super::Shared;
 use super::look::{Look, logger_url};
 use super::parent::{ParentError, after_parent, is_trusted_parent};
+use super::shared::Shared;
 use crate::rules::quota::{self, MemoryFit};
 use crate::rules::run::StopWhy;
 use crate::rules::template;
@@ -35,53 +35,108 @@ pub(super) struct NotNow {
 /// Why a start is recorded as failed without being run.
 pub(super) type Refusal = (Cause, String);
 
-/// Decides what happens to a start, and returns the definition to record. Returns an error if this
-/// worker cannot run it now.
+/// What to do with a start.
+pub(super) enum Judgement {
+    /// Claim its run with this definition, and do this with it.
+    Claim(Option<Pipeline>, Verdict),
+    /// Leave it to another worker or a later attempt.
+    Leave(NotNow),
+}
+
+/// Decides what happens to a start.
+///
+/// `refusal`: the run is recorded as failed for this reason, unless another one comes first.
 pub(super) fn judge(
     shared: &Shared,
     start: &Start,
     refusal: Option<&Refusal>,
     look: &Look,
-) -> Result<(Option<Pipeline>, Verdict), NotNow> {
-    let refuse = |pipeline, cause, why| Ok((pipeline, Verdict::Refuse(cause, why)));
-    let stored = look.pipeline.as_ref().map(|entry| stored_pipeline(&entry.value));
+) -> Judgement {
+    let refuse =
+        |pipeline, (cause, why): Refusal| Judgement::Claim(pipeline, Verdict::Refuse(cause, why));
     if let Some(stop) = look.stop_why() {
-        let pipeline = match (&start.target, stored) {
-            (Target::Inline(pipeline), _) => Some((**pipeline).clone()),
-            (Target::Stored(_), stored) => {
-                stored.and_then(Result::ok).map(|(pipeline, _)| pipeline)
-            }
-        };
-        let pipeline = pipeline.map(|pipeline| match literal_secrets(shared, &pipeline) {
-            Some(_) => pipeline.without_literal_secrets(),
-            None => pipeline,
-        });
-        return Ok((pipeline, Verdict::Stop(stop)));
+        let pipeline = definition_to_record(shared, start, look);
+        return Judgement::Claim(pipeline, Verdict::Stop(stop));
     }
-    let paused = matches!(&stored, Some(Ok((_, true))));
-    let size = look.pipeline.as_ref().map_or(0, |entry| entry.value.len());
-    let pipeline = match (&start.target, stored) {
-        (Target::Inline(pipeline), _) => (**pipeline).clone(),
-        (Target::Stored(id), None) => {
-            return refuse(None, Cause::UnknownPipeline, format!("no pipeline {id} is stored"));
-        }
-        (Target::Stored(id), Some(Err(why))) => {
-            let why = format!("the stored pipeline {id} is invalid: {why}");
-            return refuse(None, Cause::Rejected, why);
-        }
-        (Target::Stored(_), Some(Ok((pipeline, _)))) => pipeline,
+    let (pipeline, is_paused) = match definition(start, look) {
+        Ok(found) => found,
+        Err(refusal) => return refuse(None, refusal),
     };
-    if matches!(start.target, Target::Stored(_)) && size + size_of_vars(start) > MAX_START_BYTES {
-        let why = format!("its definition and variables are more than {MAX_START_BYTES} bytes");
-        return refuse(None, Cause::Rejected, why);
-    }
     if let Some(why) = literal_secrets(shared, &pipeline) {
         // The record must not contain the secret.
-        return refuse(Some(pipeline.without_literal_secrets()), Cause::Rejected, why);
+        return refuse(Some(pipeline.without_literal_secrets()), (Cause::Rejected, why));
     }
-    if paused {
+    let own_refusal = refusal_of(shared, start, look, (&pipeline, is_paused));
+    if let Some(refusal) = own_refusal.or_else(|| refusal.cloned()) {
+        return refuse(Some(pipeline), refusal);
+    }
+    match quota::check_memory(&pipeline, shared.ports.host.memory()) {
+        MemoryFit::Now => match after_parent(shared, start, &look.parent, &pipeline) {
+            Ok(steps) if steps.is_empty() => Judgement::Claim(Some(pipeline), Verdict::Run),
+            Ok(steps) => Judgement::Claim(Some(pipeline), Verdict::Resume(steps)),
+            Err(ParentError::Here { engine, why }) => {
+                Judgement::Leave(NotNow { why, engine: Some(engine) })
+            }
+            Err(ParentError::Ever(why)) => refuse(Some(pipeline), (Cause::Rejected, why)),
+        },
+        MemoryFit::Later { asked, free } => {
+            let why = format!("{asked} bytes of memory are requested, and {free} are free");
+            Judgement::Leave(NotNow { why, engine: None })
+        }
+        MemoryFit::Never { asked, total } => {
+            let why = format!("{asked} bytes of memory are requested, and this worker has {total}");
+            refuse(Some(pipeline), (Cause::Rejected, why))
+        }
+    }
+}
+
+/// Returns the definition for the record of a run that does not run, without secrets in clear text.
+fn definition_to_record(shared: &Shared, start: &Start, look: &Look) -> Option<Pipeline> {
+    let pipeline = match &start.target {
+        Target::Inline(pipeline) => (**pipeline).clone(),
+        Target::Stored(_) => stored_pipeline(&look.pipeline.as_ref()?.value).ok()?.0,
+    };
+    Some(match literal_secrets(shared, &pipeline) {
+        Some(_) => pipeline.without_literal_secrets(),
+        None => pipeline,
+    })
+}
+
+/// Returns the definition that a start runs, and whether its pipeline is paused.
+fn definition(start: &Start, look: &Look) -> Result<(Pipeline, bool), Refusal> {
+    let stored = look.pipeline.as_ref().map(|entry| stored_pipeline(&entry.value));
+    let id = match &start.target {
+        Target::Inline(pipeline) => {
+            return Ok(((**pipeline).clone(), matches!(stored, Some(Ok((_, true))))));
+        }
+        Target::Stored(id) => id,
+    };
+    let (pipeline, is_paused) = match stored {
+        None => return Err((Cause::UnknownPipeline, format!("no pipeline {id} is stored"))),
+        Some(Err(why)) => {
+            return Err((Cause::Rejected, format!("the stored pipeline {id} is invalid: {why}")));
+        }
+        Some(Ok(found)) => found,
+    };
+    let size = look.pipeline.as_ref().map_or(0, |entry| entry.value.len());
+    if size + size_of_vars(start) > MAX_START_BYTES {
+        let why = format!("its definition and variables are more than {MAX_START_BYTES} bytes");
+        return Err((Cause::Rejected, why));
+    }
+    Ok((pipeline, is_paused))
+}
+
+/// Returns why a definition cannot run: its pipeline is paused, its logger is unknown, or this version
+/// or this worker lacks something that it needs.
+fn refusal_of(
+    shared: &Shared,
+    start: &Start,
+    look: &Look,
+    (pipeline, is_paused): (&Pipeline, bool),
+) -> Option<Refusal> {
+    if is_paused {
         let why = format!("pipeline {}/{} is paused", pipeline.group, pipeline.name);
-        return refuse(Some(pipeline), Cause::Paused, why);
+        return Some((Cause::Paused, why));
     }
     if let Some(logger) = &start.logger
         && logger_url(look.logger.as_ref()).is_none()
@@ -90,36 +145,14 @@ pub(super) fn judge(
             None => format!("logger {logger} is not registered"),
             Some(entry) => format!("{} in the store cannot be read; register it again", entry.key),
         };
-        return refuse(Some(pipeline), Cause::UnknownLogger, why);
+        return Some((Cause::UnknownLogger, why));
     }
     let among_runs = pipeline.unsupported_among_runs().into_iter();
     // A worker without rescue has a single run, with no others to wait for.
     let among_runs = among_runs.filter(|_| shared.options.rescue);
-    if let Some(unsupported) = pipeline.unsupported().into_iter().chain(among_runs).next() {
-        return refuse(Some(pipeline), Cause::Rejected, unsupported.what);
-    }
-    if let Some(why) = not_here(shared, start, &pipeline) {
-        return refuse(Some(pipeline), Cause::Rejected, why);
-    }
-    if let Some((cause, why)) = refusal {
-        return refuse(Some(pipeline), *cause, why.clone());
-    }
-    match quota::check_memory(&pipeline, shared.ports.host.memory()) {
-        MemoryFit::Now => match after_parent(shared, start, &look.parent, &pipeline) {
-            Ok(steps) if steps.is_empty() => Ok((Some(pipeline), Verdict::Run)),
-            Ok(steps) => Ok((Some(pipeline), Verdict::Resume(steps))),
-            Err(ParentError::Here { engine, why }) => Err(NotNow { why, engine: Some(engine) }),
-            Err(ParentError::Ever(why)) => refuse(Some(pipeline), Cause::Rejected, why),
-        },
-        MemoryFit::Later { asked, free } => {
-            let why = format!("{asked} bytes of memory are requested, and {free} are free");
-            Err(NotNow { why, engine: None })
-        }
-        MemoryFit::Never { asked, total } => {
-            let why = format!("{asked} bytes of memory are requested, and this worker has {total}");
-            refuse(Some(pipeline), Cause::Rejected, why)
-        }
-    }
+    let unsupported = pipeline.unsupported().into_iter().chain(among_runs).next();
+    let why = unsupported.map(|unsupported| unsupported.what);
+    why.or_else(|| not_here(shared, start, pipeline)).map(|why| (Cause::Rejected, why))
 }
 
 /// Whether a run executes a stored definition as it is. Only operators can store one, whereas a message

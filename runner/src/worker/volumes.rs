@@ -3,8 +3,9 @@
 
 use tracing::warn;
 
+use super::bases;
+use super::shared::Shared;
 use super::wanted::NamedByRuns;
-use super::{Shared, bases};
 use crate::ports::ExecError;
 
 /// Removes unused volumes until the disk has room. Keeps those that a run names which has not ended.

@@ -7,8 +7,8 @@ use protocol::id::RunId;
 use protocol::names;
 use protocol::pipeline::{Mount, MountSource};
 
-use super::Shared;
 use super::records::RunKeys;
+use super::shared::Shared;
 use crate::ports::{StoreError, Txn};
 
 /// What each run that has not ended names. It never changes during a run.

@@ -2,21 +2,12 @@
 //! its database is full, or the user lost a permission. The worker then accepts no new work; runs
 //! in progress continue.
 
-use std::sync::Arc;
-use std::time::Duration;
-
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
-use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::warn;
 
-use super::Shared;
-use super::watchdog::{beat, waits};
 use crate::ports::StoreError;
-
-/// The interval between probes of a store that refuses writes.
-const PROBE_EVERY: Duration = Duration::from_secs(1);
 
 /// Whether the store accepts writes, as far as this worker knows.
 #[derive(Debug, Default)]
@@ -75,7 +66,7 @@ impl Writes {
     }
 
     /// Returns whether this is a change between accepting and refusing.
-    fn set(&self, refused: Option<String>) -> bool {
+    pub(super) fn set(&self, refused: Option<String>) -> bool {
         let mut now = self.refused.lock();
         let changes = now.is_some() != refused.is_some();
         *now = refused;
@@ -84,29 +75,6 @@ impl Writes {
             self.changed.notify_waiters();
         }
         changes
-    }
-}
-
-/// Probes a store that refuses writes until it accepts them, as long as the worker runs.
-pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
-    loop {
-        {
-            let _waits = waits();
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => return,
-                () = shared.writes.refused() => {}
-            }
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => return,
-                () = tokio::time::sleep(PROBE_EVERY) => {}
-            }
-        }
-        beat();
-        if shared.ports.store.accepts_writes().await.is_ok() && shared.writes.set(None) {
-            info!("the store accepts writes again, and work is taken");
-        }
     }
 }
 

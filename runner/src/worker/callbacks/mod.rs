@@ -4,6 +4,7 @@
 //! The ledger passes on the entries of this worker. A scan of the outbox, page by page, finds those
 //! of other workers. [`rules::outbox`](crate::rules::outbox) decides which entry is posted next.
 
+mod inbox;
 mod post;
 
 use std::sync::Arc;
@@ -12,20 +13,19 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use futures::future::{BoxFuture, FutureExt as _};
 use futures::stream::FuturesUnordered;
-use parking_lot::Mutex;
 use protocol::names;
-use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
+use self::inbox::waiting;
 use self::post::{post_if_due, remove_exhausted};
-use super::Shared;
+use super::shared::Shared;
 use super::watchdog::waits;
 use crate::ports::{Entry, Listing, StoreError};
 use crate::rules::callback::{GIVEN_UP_AFTER, Notification};
-use crate::rules::destination;
 use crate::rules::outbox::{Outbox, Outcome, Waiting};
 
+pub(super) use self::inbox::Inbox;
 pub(super) use self::post::value_of;
 
 /// Interval between scans for entries of other workers.
@@ -40,32 +40,6 @@ const RETRY_MOST: Duration = Duration::from_secs(60);
 const PAGE: usize = 100;
 /// The maximum number of concurrent posts to all receivers.
 const AT_ONCE: usize = 256;
-
-/// Entries written by this worker, on their way to the loop that posts them.
-#[derive(Debug, Default)]
-pub(super) struct Inbox {
-    entries: Mutex<Vec<Waiting>>,
-    pushed: Notify,
-}
-
-impl Inbox {
-    /// Adds entries that are in the store.
-    pub(super) fn push(&self, written: impl Iterator<Item = (String, Notification)>) {
-        let waiting = written.map(|(key, news)| waiting(key, &news));
-        self.entries.lock().extend(waiting);
-        self.pushed.notify_one();
-    }
-
-    fn take(&self) -> Vec<Waiting> {
-        std::mem::take(&mut *self.entries.lock())
-    }
-}
-
-fn waiting(key: String, news: &Notification) -> Waiting {
-    let receiver = destination::of_url(&news.url);
-    let receiver = receiver.map_or_else(|| key.clone(), |(host, port)| format!("{host}:{port}"));
-    Waiting { key, receiver, due: news.due }
-}
 
 /// A completed operation of the loop.
 enum Completed {
@@ -100,7 +74,7 @@ pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
         tokio::select! {
             biased;
             () = stop.cancelled() => return,
-            () = shared.callbacks.pushed.notified() => {
+            () = shared.callbacks.pushed() => {
                 for entry in shared.callbacks.take() {
                     desk.outbox.add(entry);
                 }

@@ -13,8 +13,8 @@ use crate::ports::{
     ExecError, Gate, LogSink, Rendering, RunScope, StepOutcome, StepSpec, StopLevel, StopSignal,
     Workspace,
 };
-use crate::worker::Shared;
 use crate::worker::lease::HeldLease;
+use crate::worker::shared::Shared;
 
 /// An attempt of a step in progress.
 pub(super) struct Attempt {

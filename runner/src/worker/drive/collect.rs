@@ -9,15 +9,15 @@ use serde_json::Value;
 use tokio::io::AsyncReadExt as _;
 use tokio_util::io::StreamReader;
 
-use super::Drive;
 use super::mask::RunMask;
 use super::output::Output;
+use super::state::Drive;
 use crate::ports::{
     ArchiveMatch, ByteStream, ExecError, JOB_DIR, KeptOutputs, Notices, Origin, Outputs, RunScope,
     StepOutcome, StopLevel, StopSignal, TransferError, Workspace,
 };
 use crate::rules::job::{self, MAX_RESULT, RESULT_FILE, result_of};
-use crate::worker::Shared;
+use crate::worker::shared::Shared;
 
 /// The maximum size of a notice about outputs, in bytes. Paths can be long, and the limit on output
 /// does not count notices.

@@ -15,15 +15,15 @@ use super::ledger::{Ledger, Outbox};
 use super::output::Budget;
 use super::progress::Progress;
 use super::push::Pushes;
-use super::secrets::RunSecrets;
-use super::{Drive, Signals};
+use super::run_secrets::RunSecrets;
+use super::state::{Drive, Signals};
 use crate::ports::{Claim, LoggerFeed, RunScope};
 use crate::rules::callback::NotifiedStages;
 use crate::rules::env;
 use crate::rules::run::Run;
-use crate::worker::Shared;
 use crate::worker::lease::HeldLease;
 use crate::worker::records::Ownership;
+use crate::worker::shared::Shared;
 
 impl Drive {
     /// Creates the drive of a run that this worker has claimed. Releases `slot` at the run's end.

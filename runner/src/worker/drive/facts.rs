@@ -2,8 +2,8 @@
 
 use protocol::run::Cause;
 
-use super::Drive;
 use super::operation::Completion;
+use super::state::Drive;
 use crate::ports::Exit;
 use crate::rules::run::{Exited, Input};
 

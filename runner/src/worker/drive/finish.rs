@@ -9,10 +9,10 @@ use protocol::event::Event;
 use protocol::run::{Cause, RunRecord, Status};
 use tracing::{info, warn};
 
-use super::Drive;
 use super::emitter::Dropped;
 use super::job_log;
 use super::ledger::{WriteError, WriteExtra};
+use super::state::Drive;
 use crate::ports::{StoreError, Ticket};
 use crate::rules::run::{EventDraft, Input, StopWhy};
 use crate::worker::retry::Retry;

@@ -4,11 +4,11 @@ use futures::StreamExt as _;
 use protocol::run::Cause;
 use tracing::{error, warn};
 
-use super::Drive;
 use super::ledger::WriteError;
 use super::operation::Completion;
+use super::state::Drive;
 use crate::ports::{StopLevel, Workspace};
-use crate::worker::Lost;
+use crate::worker::lost::Lost;
 use crate::worker::release::{prove_ended, release};
 use crate::worker::watchdog::waits;
 

@@ -16,73 +16,29 @@ mod output;
 mod progress;
 mod push;
 mod render;
+mod run_secrets;
 mod secrets;
 mod start;
+mod state;
 
-use std::pin::Pin;
 use std::sync::Arc;
 
-use futures::future::BoxFuture;
-use futures::stream::FuturesUnordered;
 use futures::{FutureExt as _, StreamExt as _};
-use protocol::pipeline::{Graph, Pipeline, Step};
 use protocol::run::Cause;
 use protocol::time::Millis;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tracing::error;
 
-use self::emitter::Emitter;
 use self::give_up::DriveError;
-use self::ledger::{Ledger, WriteError};
+use self::ledger::WriteError;
 use self::operation::Completion;
 use self::orders::Performed;
-use self::output::Budget;
-use self::progress::Progress;
-use self::push::Pushes;
 pub use self::render::RenderInline;
-use self::secrets::RunSecrets;
-use super::lease::HeldLease;
+pub(super) use self::state::{Drive, Signals};
+use super::lost::Lost;
 use super::release::{prove_ended, release};
 use super::watchdog::{Failed, waits, watched};
-use super::{Lost, Shared};
-use crate::ports::{LoggerFeed, RunScope, StopLevel, StopSignal, Workspace};
+use crate::ports::StopLevel;
 use crate::rules::run::{Effect, Input, Run, joined, may_be_joined};
-
-/// A run driven by this worker.
-pub(super) struct Drive {
-    shared: Arc<Shared>,
-    run: Run,
-    ledger: Ledger,
-    emitter: Arc<Emitter>,
-    feed: Option<Arc<dyn LoggerFeed>>,
-    scope: RunScope,
-    signals: Signals,
-    pushes: Pushes,
-    held: HeldLease,
-    /// The slot, which is released on drop.
-    slot: Option<OwnedSemaphorePermit>,
-    /// Operations in progress: for the step at a position, or for the whole run.
-    doing: FuturesUnordered<OperationEnd>,
-    graph: Graph,
-    progress: Progress,
-    secrets: RunSecrets,
-    /// The output budget of the run's steps.
-    budget: Budget,
-}
-
-/// How the rest of the worker reaches a drive.
-pub(super) struct Signals {
-    /// Stops the run's steps.
-    pub(super) stop: StopSignal,
-    /// Raised by a hand-over, for steps that may run again. A part of `stop`.
-    pub(super) leave: StopSignal,
-    pub(super) inputs: mpsc::UnboundedReceiver<Input>,
-    /// Sends facts to the drive.
-    pub(super) tell: mpsc::UnboundedSender<Input>,
-}
-
-/// The completion of an operation.
-type OperationEnd = Pin<Box<dyn Future<Output = (Option<usize>, Completion)> + Send + Sync>>;
 
 /// How many facts are joined into one write at most: etcd accepts 128 operations in a transaction, and
 /// each fact can add a callback.
@@ -217,70 +173,6 @@ impl Drive {
                 self.progress.timers.retain(|(other, _)| *other != timer);
                 Next::Input(Input::Expired(timer))
             }
-        }
-    }
-
-    /// Starts an operation for a step or for the whole run.
-    fn begin(&mut self, at: Option<usize>, doing: BoxFuture<'static, Completion>) {
-        let doing = self.shared.tasks.spawn(doing);
-        let done = doing.map(move |done| {
-            let failed = |cause| format!("the worker's own code failed: {cause}");
-            (at, done.unwrap_or_else(|cause| Completion::Broke(Cause::Engine, failed(cause), None)))
-        });
-        self.doing.push(Box::pin(done));
-    }
-
-    fn pipeline(&self) -> Option<&Pipeline> {
-        self.run.record().pipeline.as_ref()
-    }
-
-    fn step(&self, position: usize) -> Option<&Step> {
-        self.pipeline()?.step(position)
-    }
-
-    fn log_broken(&mut self, position: usize, what: &str) {
-        // The rules only order what was started before. This reports a wrong order.
-        let done = Completion::Broke(Cause::Engine, format!("nothing is there to {what}"), None);
-        self.complete(position, done);
-    }
-
-    /// Completes an operation that was not started.
-    fn complete(&mut self, position: usize, done: Completion) {
-        self.begin(Some(position), Box::pin(async move { done }));
-    }
-
-    /// Returns the workspace that a step starts from.
-    fn on(&self, position: usize) -> Option<Workspace> {
-        let progress = &self.progress;
-        if let Some(on) = progress.steps.get(&position).and_then(|step| step.on.clone()) {
-            return Some(on);
-        }
-        if self.step(position).is_some_and(|step| !step.is_on_image()) {
-            return Some(Workspace::None);
-        }
-        let mut before = self.graph.begins_on(position);
-        while let Some(at) = before {
-            if let Some(kept) = progress.kept.get(&at) {
-                return Some(kept.clone());
-            }
-            // The step was allowed to fail, and left no image.
-            before = self.graph.begins_on(at);
-        }
-        progress.base.clone()
-    }
-
-    /// Creates the stop signal of an attempt. A hand-over raises it only if the step may run again.
-    fn stop_of(&mut self, position: usize) -> StopSignal {
-        let may_repeat = self.step(position).is_none_or(Step::may_repeat);
-        let stop = if may_repeat { self.signals.leave.part() } else { self.signals.stop.part() };
-        self.progress.steps.entry(position).or_default().stop = stop.clone();
-        stop
-    }
-
-    /// Writes a line to the run's external log.
-    fn log_line(&self, line: &str) {
-        if let Some(feed) = &self.feed {
-            feed.push(format!("[bob] {}\n", self.secrets.mask().text(line)).into());
         }
     }
 }

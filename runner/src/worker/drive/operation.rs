@@ -14,7 +14,7 @@ use crate::ports::{
 };
 use crate::rules::env;
 use crate::rules::run::KeptStep;
-use crate::worker::Shared;
+use crate::worker::shared::Shared;
 
 /// How an operation completed.
 #[derive(Debug)]

@@ -7,7 +7,8 @@ use tokio::time::Instant;
 
 use super::ledger::{WriteError, WriteExtra};
 use super::progress::ended;
-use super::{Drive, job_log, operation};
+use super::state::Drive;
+use super::{job_log, operation};
 use crate::ports::StopLevel;
 use crate::rules::run::{Effect, EventDraft, KeptStep};
 use crate::worker::watchdog::waits;

@@ -10,7 +10,7 @@ use tracing::{info, warn};
 
 use crate::ports::{RunScope, StepSpec, Workspace};
 use crate::rules::run::Input;
-use crate::worker::Shared;
+use crate::worker::shared::Shared;
 use crate::worker::watchdog::waits;
 
 /// The number of attempts to push. If all fail, only the run's own engine can resume it until the

@@ -10,7 +10,7 @@ use crate::ports::{
     ExecError, RenderError, Renderer, Rendering, Script, StepSpec, StopLevel, StopSignal,
 };
 use crate::rules::template;
-use crate::worker::Shared;
+use crate::worker::shared::Shared;
 
 /// Returns the programs of a step before rendering.
 pub(super) fn script_of(step: &Step) -> Option<Script> {

@@ -8,12 +8,12 @@ use protocol::quantity::Span;
 use protocol::run::Cause;
 use tokio::sync::oneshot;
 
-use super::Drive;
 use super::attempt::Attempt;
 use super::operation::{self, Completion};
 use super::output::{AtLimit, Output};
 use super::push::Push;
 use super::render::{rendering_of, script_of};
+use super::state::Drive;
 use crate::ports::{Gate, JOB_DIR, Rendering, StepEnd, StepSpec, StopSignal};
 use crate::rules::{env, job, template};
 

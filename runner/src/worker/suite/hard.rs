@@ -20,7 +20,8 @@ use crate::ports::{
     Changes, Entry, Expect, Granted, Host, LeaseId, Listing, Op, Route, Store, StoreError, Txn,
     TxnReply,
 };
-use crate::worker::{Lost, Options, Worker};
+use crate::worker::lost::Lost;
+use crate::worker::{Options, Worker};
 
 /// A machine with an adjustable amount of free memory.
 struct Squeezed {

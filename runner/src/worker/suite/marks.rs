@@ -10,7 +10,7 @@ use serde_json::json;
 use super::commands::pipeline_model;
 use super::{Rig, new_node, options};
 use crate::ports::Txn;
-use crate::worker::{Worker, long_lease};
+use crate::worker::{Worker, marks};
 
 /// A long lease is replaced after a number of keys, because etcd deletes them all at its end.
 pub async fn a_lease_of_days_serves_a_limited_number_of_keys(rig: Rig) {
@@ -38,7 +38,7 @@ pub async fn the_mark_of_an_open_run_is_renewed(rig: Rig) {
         txn = txn.put_leased(names::seen_key(run), Vec::new(), short);
     }
     assert!(store.txn(txn).await.unwrap().committed);
-    long_lease::renew_once(&worker.shared).await.unwrap();
+    marks::renew_once(&worker.shared).await.unwrap();
     store.revoke(short).await.unwrap();
     let is_there = async |run: &RunId| store.get(&names::seen_key(run)).await.unwrap().is_some();
     assert!(is_there(&open).await);
