@@ -369,8 +369,8 @@ fn stops_are_obeyed(story: &RunHistory<'_>, say: &mut ReportLine<'_>) {
 /// How long the stream can be unavailable before a run ends without waiting for its events.
 const PATIENCE_FOR_LOGS: Duration = Duration::from_secs(25);
 
-/// I5: the epoch that ended the run has no gap. Of each passed step, an owner that was not lost has
-/// published every byte.
+/// I5: the epoch that ended the run has no gap. Of each passed step, an owner that was not lost and did
+/// not die with unpublished events has published every byte.
 fn events_have_no_gap(story: &RunHistory<'_>, world: &World, say: &mut ReportLine<'_>) {
     if world.stream.longest_away() > PATIENCE_FOR_LOGS {
         return;
@@ -398,8 +398,9 @@ fn events_have_no_gap(story: &RunHistory<'_>, world: &World, say: &mut ReportLin
                 bytes = offset + event.message.len() as u64 + u64::from(!partial);
             }
         }
-        // Output that a lost owner had not published is lost. The record has its length.
-        let kept = story.was_kept(epoch.0);
+        // Output that an owner had not published when it died is lost, even if it had handed the run
+        // over. The record has its length.
+        let kept = story.was_kept(epoch.0) && !world.stream.has_lost(&story.run, epoch);
         if bytes > step.stdout_bytes || (kept && bytes != step.stdout_bytes) {
             say(format!(
                 "I5: step {} wrote {}, and {bytes} were told",

@@ -1,4 +1,4 @@
-//! Plays a history: workers, commands, blows, and the end.
+//! Plays a history: its workers, its commands, its faults and its end.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -90,12 +90,17 @@ impl Cluster {
         let of = Arc::clone(&process);
         let task = tokio::spawn(async move {
             let worked = working.await;
-            if let Err(fault) = &worked {
+            // The tasks of a dead process stand still for ever, which says nothing about a worker.
+            if let Err(fault) = &worked
+                && !of.is_dead()
+            {
                 of.world.say(|| format!("w{number}: {fault}"));
                 lock(&of.world.out_of_order).push(fault.clone());
                 // A supervisor starts another one.
                 of.crash();
             }
+            // A process that ends closes its connections.
+            of.world.broker.drop_connections(number);
             worked
         });
         lock(&self.workers).push((place, Running { process, shutdown, task }));

@@ -218,7 +218,7 @@ impl Handle {
         Ok(id)
     }
 
-    /// Starts a container. It ends by itself, even if nobody watches it.
+    /// Starts a container. It ends by itself, even if no process watches it.
     fn start(
         &self,
         id: u64,

@@ -46,7 +46,7 @@ fn a_call_that_outlasts_the_drain_ends_its_run_lost() {
         let record = played.record("r0");
         assert_eq!((record.status, record.cause), (Status::Failed, Some(Cause::Lost)));
         assert_eq!((played.began("r0", 1), played.began("r0", 2)), (1, 0));
-        assert_eq!(record.attempt, 1, "its owner itself records the end");
+        assert_eq!(record.attempt, 1, "the first owner must record the end");
     }
 }
 

@@ -17,7 +17,7 @@ fn kept(plan: Plan) -> PlayedHistory {
     let trace = played.world.trace().join("\n");
     assert!(played.broken.is_empty(), "{:#?}\n{trace}", played.broken);
     let fault = lock(&played.world.out_of_order).first().map(ToString::to_string);
-    assert_eq!(fault, None, "every worker only waits");
+    assert_eq!(fault, None, "no worker exits by itself");
     played
 }
 

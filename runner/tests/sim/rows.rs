@@ -196,7 +196,7 @@ fn a_handed_over_run_resumes_at_once_without_a_loss() {
     let from = resumed.first().map(|event| event.message.clone()).unwrap_or_default();
     assert!(from.contains("handed it over"), "{resumed:?}");
     let at = resumed.first().map(|event| event.at.0 % 1_000_000).unwrap_or_default();
-    assert!(at < 5_000, "no lease had to run out: {at} ms");
+    assert!(at < 5_000, "the run must not wait for a lease to expire: {at} ms");
 }
 
 #[test]
@@ -317,7 +317,7 @@ fn a_stalled_drive_is_aborted_and_costs_its_run_a_loss() {
         let played = with(site, EffectSide::Before, Fault::Hang);
         let losses = if site == "let-go" { 0 } else { 1 };
         passed(&played, 1 + losses, losses);
-        assert!(out_of_order(&played).is_empty(), "the worker itself is in order");
+        assert!(out_of_order(&played).is_empty(), "the worker must not exit");
     }
 }
 

@@ -40,7 +40,7 @@ fn a_queued_run_is_stopped_on_delivery() {
 fn a_run_that_waits_for_a_retry_can_be_stopped() {
     let run = RunPlan { retry: 5, ..RunPlan::new("r0", &["work 10 7"]).stopped_at(5) };
     let played = stopped(Plan::quiet(vec![run]));
-    assert!(played.began("r0", 0) >= 2, "it had been tried again");
+    assert!(played.began("r0", 0) >= 2, "the step must have been retried");
 }
 
 #[test]

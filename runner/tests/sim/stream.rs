@@ -1,6 +1,6 @@
 //! An in-memory event stream. Each process publishes in order and at least once.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +20,8 @@ pub struct Stream {
     told: Mutex<Vec<Event>>,
     away_until: Mutex<Option<Instant>>,
     longest_away: Mutex<Duration>,
+    /// The epochs with events that a process had not published when it died.
+    lost: Mutex<BTreeSet<(RunId, Epoch)>>,
 }
 
 impl Stream {
@@ -31,6 +33,11 @@ impl Stream {
         *lock(&self.away_until) = Some(Instant::now() + span);
         let mut longest = lock(&self.longest_away);
         *longest = span.max(*longest);
+    }
+
+    /// Returns true if the owner of an epoch died before it had published all its events.
+    pub fn has_lost(&self, run: &RunId, epoch: Epoch) -> bool {
+        lock(&self.lost).contains(&(run.clone(), epoch))
     }
 
     /// The longest outage.
@@ -62,7 +69,19 @@ impl Handle {
             confirmed: Signal::new(0),
         });
         tokio::spawn(Arc::clone(&handle).publish());
+        tokio::spawn(Arc::clone(&handle).note_losses());
         handle
+    }
+
+    /// Notes what is lost with the process.
+    async fn note_losses(self: Arc<Self>) {
+        self.process.dies().await;
+        let outbox = lock(&self.outbox);
+        let lost = outbox
+            .waiting
+            .iter()
+            .filter_map(|(_, event)| Some((event.run_id.clone()?, event.epoch?)));
+        lock(&self.process.world.stream.lost).extend(lost);
     }
 
     async fn publish(self: Arc<Self>) {
