@@ -250,7 +250,8 @@ fn number(text: &str) -> Option<Number> {
     }
 }
 
-/// The end of the warning about a secret in clear text in a file. The path of its key comes before it.
+/// The end of the warning about a secret in clear text in a file. The path of its key comes before
+/// it.
 pub const LITERAL_SECRET: &str = "is a secret in clear text";
 
 /// A warning for each clear-text secret. `place` maps a path in the model to the document.

@@ -78,16 +78,37 @@ fn message_name(kind: &str) -> String {
     kind.replace('/', "-")
 }
 
+/// References to the messages of all commands, by their names.
+fn every_command() -> Map<String, Value> {
+    let kinds = [command::START, command::STOP, command::PAUSE, command::UNPAUSE];
+    let names = kinds.into_iter().map(message_name);
+    names
+        .map(|name| {
+            let reference = json!({ "$ref": format!("#/components/messages/{name}") });
+            (name, reference)
+        })
+        .collect()
+}
+
+fn exchange() -> Value {
+    json!({
+        "address": names::EXCHANGE,
+        "description": "The direct exchange that commands are published to; the routing key is the name of a queue.",
+        "messages": every_command(),
+        "bindings": { "amqp": {
+            "is": "routingKey",
+            "exchange": {
+                "name": names::EXCHANGE,
+                "type": "direct",
+                "durable": true,
+                "autoDelete": false,
+            },
+            "bindingVersion": BINDING,
+        } },
+    })
+}
+
 fn channels() -> Value {
-    let every_command: Map<String, Value> =
-        [command::START, command::STOP, command::PAUSE, command::UNPAUSE]
-            .into_iter()
-            .map(message_name)
-            .map(|name| {
-                let reference = json!({ "$ref": format!("#/components/messages/{name}") });
-                (name, reference)
-            })
-            .collect();
     let dead_lettering = json!({
         "x-queue-type": "quorum",
         "x-dead-letter-exchange": names::DEAD_LETTER_EXCHANGE,
@@ -100,7 +121,7 @@ fn channels() -> Value {
         let mut channel = json!({
             "address": address,
             "description": description,
-            "messages": every_command,
+            "messages": every_command(),
             "bindings": { "amqp": queue(address, exclusive) },
         });
         if !exclusive {
@@ -140,21 +161,7 @@ fn channels() -> Value {
             "bindings": { "amqp": queue(names::EVENT_STREAM, false) },
             "x-arguments": { "x-queue-type": "stream" },
         },
-        "exchange": {
-            "address": names::EXCHANGE,
-            "description": "The direct exchange that commands are published to; the routing key is the name of a queue.",
-            "messages": every_command,
-            "bindings": { "amqp": {
-                "is": "routingKey",
-                "exchange": {
-                    "name": names::EXCHANGE,
-                    "type": "direct",
-                    "durable": true,
-                    "autoDelete": false,
-                },
-                "bindingVersion": BINDING,
-            } },
-        },
+        "exchange": exchange(),
     })
 }
 

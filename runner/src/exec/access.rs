@@ -1,4 +1,5 @@
-//! Access of steps to the engine's host beyond their own containers: the one place that decides.
+//! Decides which access to the engine's host steps have beyond their own containers. No other
+//! module decides that.
 
 use std::path::{Path, PathBuf};
 
@@ -12,7 +13,8 @@ pub struct HostAccess {
     pub granted: Option<Granted>,
     /// Other sockets of container engines on this host, besides the executor's own.
     pub sockets: Vec<PathBuf>,
-    /// The repository of checkpoints, `HOST[:PORT]/REPOSITORY`, which no step may name as its image.
+    /// The repository of checkpoints, `HOST[:PORT]/REPOSITORY`, which no step may name as its
+    /// image.
     pub checkpoints: Option<String>,
 }
 
@@ -25,8 +27,8 @@ pub struct Granted {
     pub volumes: Vec<String>,
     /// Networks that a step can use beyond those that end at its container.
     pub networks: Vec<NetworkGrant>,
-    /// The network of steps that name none. A step that spells it out gets no more than one that
-    /// does not, so it needs no grant.
+    /// The network of steps that do not name one. A step can also name it without a grant, because
+    /// that gives the step nothing more.
     pub default_network: Option<String>,
 }
 

@@ -254,7 +254,7 @@ impl Images for Executors {
         if let Some(images) = self.images_of(&left) {
             return images.checkpoint(run, left, step).await;
         }
-        // A directory stays until the end of the run, but a container is not needed any longer.
+        // A directory stays until the end of the run, but a container is no longer needed.
         if matches!(left, Workspace::Lone { .. }) {
             self.discard(run, left).await;
         }
@@ -326,7 +326,8 @@ mod tests {
     use crate::exec::docker::{Docker, Options};
     use crate::exec::scripted::Scripted;
 
-    /// Executors whose second engine is not there, the first engine, and a run that has something on it.
+    /// Executors whose second engine is unreachable, their first engine, and a run that is prepared
+    /// on the first engine.
     async fn half_away() -> (Executors, Arc<Scripted>, RunScope) {
         let engine = Arc::new(Scripted::default());
         let lone = Docker::connect(Options::new("unix:///nowhere/docker.sock")).unwrap();

@@ -1,4 +1,4 @@
-//! Which images a step may start from, on any engine.
+//! Decides which images a step may start from, on any engine.
 
 use protocol::id::RunId;
 

@@ -1,4 +1,4 @@
-//! The beginning of a step's output, where an engine's init or runtime reports that it could not
+//! The beginning of a step's output, in which an engine's init or runtime reports that it could not
 //! execute the command. The engine itself takes such a report for the command's own output.
 //!
 //! Output that may become such a report is held back until it is clear what it is. A report becomes
@@ -25,7 +25,7 @@ pub(super) struct NotExecuted {
 }
 
 impl NotExecuted {
-    /// A sentence for people about a program, whose file begins so.
+    /// A sentence for people. `head` is the beginning of the program's file.
     pub(super) fn cause(&self, program: &str, head: &Head) -> String {
         if self.said.to_ascii_lowercase().starts_with("argument list too long") {
             return "its command and variables together are longer than the kernel takes: use `script`, which may be longer, or a file".to_owned();

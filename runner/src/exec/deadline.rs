@@ -1,4 +1,4 @@
-//! Deadlines for what the other side of a connection does: a container engine, or another host.
+//! Deadlines for the peer of a connection: a container engine or another host.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,8 +11,8 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::ports::{ExecError, LogSink, StopLevel, StopSignal};
 
-/// How long a container may still be prepared after a stop. A container whose preparation ends in that
-/// time is removed by its id. Any other one was never started, and is removed with its run.
+/// How long a container may still be prepared after a stop. A container whose preparation ends in
+/// that time is removed by its id. Any other one was never started, and is removed with its run.
 const AFTER_STOP: Duration = Duration::from_secs(5);
 
 /// Waits until a container is prepared, or returns [`ExecError::NotStarted`] soon after a stop.
@@ -31,8 +31,8 @@ pub(super) async fn or_stopped<T>(
     }
 }
 
-/// When bytes last moved between the other side and this process. While this process holds them up, as
-/// a sink that is full does, the other side is not late.
+/// The time at which bytes last moved between the peer and this process. The peer is not late while
+/// this process itself holds the bytes up, for example because a sink is full.
 #[derive(Debug)]
 pub(super) struct Flow(Mutex<State>);
 
@@ -53,12 +53,12 @@ impl Flow {
         self.0.lock()
     }
 
-    /// The other side has sent or taken bytes.
+    /// Notes that the peer has sent or accepted bytes.
     pub(super) fn moved(&self) {
         self.state().moved = Instant::now();
     }
 
-    /// This process holds the bytes up until the value is dropped.
+    /// Marks the bytes as held up by this process until the returned value is dropped.
     pub(super) fn hold(&self) -> FlowHold<'_> {
         self.state().held += 1;
         FlowHold(self)
@@ -68,7 +68,7 @@ impl Flow {
         self.state().held > 0
     }
 
-    /// Returns once the other side has moved nothing for this long.
+    /// Returns once the peer has moved no bytes for this long.
     pub(super) async fn stalled(&self, within: Duration) {
         loop {
             let now = Instant::now();

@@ -9,8 +9,8 @@ use tokio::time::{advance, pause, resume, sleep};
 const LONGEST: Duration = Duration::from_secs(3 * 3600);
 const STEP: Duration = Duration::from_secs(2);
 
-/// Drives a future while the clock runs two seconds at a time. The clock is real between two of these
-/// steps, because a paused clock also jumps while I/O is on its way.
+/// Drives a future while the clock runs two seconds at a time. The clock is real between two of
+/// these steps, because a paused clock also jumps while I/O is on its way.
 ///
 /// # Panics
 /// If the future is not done after three hours of that time.

@@ -7,7 +7,7 @@ use crate::ports::StepSecret;
 /// The directory of a step's secrets in its container.
 pub(super) const DIR: &str = "/run/secrets";
 
-/// Shell lines that export secrets, stored there as files, as variables.
+/// Shell lines that export the secrets as variables. They read the files in [`DIR`].
 pub(super) fn exports(given: &[StepSecret]) -> String {
     let lines = given.iter().filter_map(|given| {
         let variable = given.env.as_ref()?;

@@ -1,7 +1,7 @@
 //! Mounts of a step: from the text in its `with` to the source for the engine.
 //!
 //! The engine resolves a path when it starts the container, which is later than any check here. So
-//! a path is passed on only if nobody but the operator can change where it leads in the meantime.
+//! a path is passed on only if the operator alone can change its target in the meantime.
 
 use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
@@ -139,7 +139,7 @@ fn changes_the_host(option: MountOption) -> bool {
     matches!(option, MountOption::RelabelShared | MountOption::RelabelPrivate | MountOption::Chown)
 }
 
-/// Checks that only the operator can change where a path below a shared directory leads.
+/// Checks that only the operator can change the target of a path below a shared directory.
 ///
 /// # Errors
 /// The rest of a sentence that begins with the mount.

@@ -1,5 +1,5 @@
-//! Explains why a program cannot be executed. The kernel reports the same error for a missing program and
-//! for a missing interpreter of it, so the beginning of its file decides.
+//! Explains why a program cannot be executed. The kernel reports the same error for a missing
+//! program and for a missing interpreter of it, so the beginning of its file decides.
 
 use futures::{StreamExt as _, TryStreamExt as _};
 use tokio::io::AsyncReadExt as _;
@@ -73,7 +73,7 @@ enum ProgramKind<'a> {
     Text,
 }
 
-/// The sentence about a program that the kernel refused with these words.
+/// The sentence about a program that the kernel refused with this message.
 pub(super) fn cause(program: &str, said: &str, head: &Head) -> String {
     let lower = said.to_ascii_lowercase();
     let kind = head.kind();

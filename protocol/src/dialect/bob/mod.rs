@@ -4,6 +4,7 @@
 
 mod resources;
 pub(super) mod rules;
+mod step;
 pub(super) mod steps;
 
 use super::container;
@@ -106,7 +107,7 @@ impl Reader {
                 .unwrap_or_default(),
             quotas: self.optional(&fields, "quotas", Self::quotas),
             network: self.optional(&fields, "network", container::network),
-            pull: self.optional(&fields, "pull", |r, f| r.word(f, &steps::PULL)),
+            pull: self.optional(&fields, "pull", |r, f| r.word(f, &step::PULL)),
             timeout: self.optional(&fields, "timeout", Self::span),
             on_lost: self.optional(&fields, "on-lost", |r, f| r.word(f, &ON_LOST)),
             retention: self.optional(&fields, "retention", Self::span),

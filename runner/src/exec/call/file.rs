@@ -8,7 +8,7 @@ use super::options::Options;
 use super::with::StepArguments;
 use crate::ports::ExecError;
 
-/// Resolves where a step may write a file: the directory, and the path below it.
+/// Resolves the path of a file that a step writes. Returns its directory, and its path below that.
 pub(super) fn place(
     with: StepArguments<'_>,
     options: &Options,

@@ -216,7 +216,7 @@ fn of(halt: Halt, still: &str) -> Halt {
     }
 }
 
-/// Runs a command through the guest agent. The step takes its output and its exit code.
+/// Runs a command through the guest agent. Its output and exit code become those of the step.
 async fn command(asked: &ProxmoxCall, call: &mut Call) -> Result<Value, Halt> {
     let begun = ask(call, &asked.method, &asked.path, asked.params.clone()).await?;
     let pid = begun["pid"].clone();

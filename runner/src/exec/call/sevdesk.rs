@@ -127,14 +127,7 @@ fn asked(with: StepArguments<'_>, options: &Options) -> Result<SevdeskAction, Ex
     };
     match action {
         "create_invoice" => {
-            let contact = match (with.id("contact_id")?, with.map("contact_data")?) {
-                (Some(id), _) if id.bytes().all(|c| c.is_ascii_digit()) => Recipient::Id(id),
-                (Some(_), _) => return Err(with.bad("`contact_id` is no number")),
-                (None, Some(data)) => Recipient::New(data.clone()),
-                (None, None) => {
-                    return Err(with.bad("`contact_id` or `contact_data` is missing"));
-                }
-            };
+            let contact = recipient(with)?;
             let invoice = with.must_map("invoice_data")?.clone();
             Ok(SevdeskAction::Create { contact, invoice, compat })
         }
@@ -171,6 +164,16 @@ fn asked(with: StepArguments<'_>, options: &Options) -> Result<SevdeskAction, Ex
             then: ResultFrom::All,
         }),
         _other => Err(with.bad("`action` is none of sevDesk's")),
+    }
+}
+
+/// Who receives a new invoice.
+fn recipient(with: StepArguments<'_>) -> Result<Recipient, ExecError> {
+    match (with.id("contact_id")?, with.map("contact_data")?) {
+        (Some(id), _) if id.bytes().all(|c| c.is_ascii_digit()) => Ok(Recipient::Id(id)),
+        (Some(_), _) => Err(with.bad("`contact_id` is no number")),
+        (None, Some(data)) => Ok(Recipient::New(data.clone())),
+        (None, None) => Err(with.bad("`contact_id` or `contact_data` is missing")),
     }
 }
 
@@ -249,7 +252,7 @@ async fn create(
     let request = Request::new(Method::POST, url, Body::Json(body), Repeat::TooMany);
     match (call.good(&request).await, made) {
         (Ok(answer), _) => Ok(answer.data()),
-        // Tell whoever retries the step that the contact already exists.
+        // Name the contact that was created: a retry would create another one.
         (Err(Halt::Failed { why, data, code }), Some(id)) => {
             Err(Halt::Failed { why: format!("{why}; contact {id} was made and stays"), data, code })
         }

@@ -1,4 +1,4 @@
-//! What an error of the engine means.
+//! Classifies errors of the engine.
 
 use bollard::errors::Error;
 

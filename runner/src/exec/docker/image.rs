@@ -103,7 +103,7 @@ impl Docker {
     pub(super) async fn check_created(&self, image: &str, id: &str) -> Result<(), ExecError> {
         let failed = |error: Error| self.failed("looking at a step", &error);
         if !self.client().await.map_err(failed)?.is_podman {
-            // Docker passes on no annotations of images.
+            // Docker does not pass on annotations of images.
             return Ok(());
         }
         let path = format!("{LIBPOD}/containers/{id}/json");

@@ -279,14 +279,9 @@ impl Docker {
         };
         // A restarting engine ends its containers, unless it is configured to keep them.
         if follower.went && stop.level() == StopLevel::Run && is_of_engine(ended.exit_code()) {
-            return Err(ExecError::Unreachable {
-                at: self.wire.address.clone(),
-                cause: format!(
-                    "it went away while step {} ran, and ended it with {}",
-                    step.name,
-                    ended.exit_code()
-                ),
-            });
+            let (step, code) = (&step.name, ended.exit_code());
+            let cause = format!("it went away while step {step} ran, and ended it with {code}");
+            return Err(ExecError::Unreachable { at: self.wire.address.clone(), cause });
         }
         Ok(Some(Exit { code: ended.exit_code(), oom: ended.oom() }))
     }

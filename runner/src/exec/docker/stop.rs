@@ -13,16 +13,16 @@ use crate::ports::{ExecError, StepEnd, StopLevel, StopSignal};
 /// How long to wait for a killed container to end before it is removed by force.
 const AFTER_KILL: Duration = Duration::from_secs(10);
 
-/// How long the engine may send nothing before the last output of a killed step is given up.
+/// How long the engine can send nothing before the rest of a killed step's output is given up.
 const LAST_OUTPUT: Duration = Duration::from_secs(60);
 
-/// The step's container was removed by force and can no longer be inspected, or it has ended and its
-/// output has not.
+/// The step's container was removed by force and can no longer be inspected, or it has ended and
+/// its output has not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Removed;
 
 impl Docker {
-    /// Carries out stop requests. Returns only if the container was removed by force: whoever
+    /// Carries out stop requests. Returns only if the container was removed by force. The task that
     /// follows the output sees every other end.
     pub(super) async fn obey(
         &self,

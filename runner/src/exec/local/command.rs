@@ -52,7 +52,7 @@ pub(super) fn not_started(job: &Job, cause: &std::io::Error) -> CommandOutcome {
     CommandOutcome::NotStarted { code: if is_missing { 127 } else { 126 }, cause: why }
 }
 
-/// The kernel's words alone.
+/// The kernel's message without the number of the error.
 fn said(cause: &std::io::Error) -> String {
     let text = cause.to_string();
     text.split(" (os error").next().unwrap_or_default().to_owned()

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-/// The most looks at the processes of a step. Each one kills what the one before it has found.
+/// The maximum number of scans for the processes of a step. Each scan kills the processes that it
+/// finds, and the next one shows whether any are left.
 const LOOKS: u32 = 200;
 const PAUSE: Duration = Duration::from_millis(20);
 

@@ -11,13 +11,14 @@ use tokio_util::io::ReaderStream;
 
 use crate::ports::{ByteStream, ExecError, Script};
 
-/// Runs one program. Its text is evaluated, so that the shell's messages begin with the name of the step
-/// and not with a path. Without `cat` it is read from its file.
+/// Runs one program. Its text is evaluated, so that the shell's messages begin with the name of the
+/// step and not with a path. Without `cat` it is read from its file.
 ///
-/// bash counts the lines of the text from the line of the `eval`. So each of these texts becomes one line.
+/// bash counts the lines of the text from the line of the `eval`. So each of these texts becomes
+/// one line.
 const ONE: &str = r#"if __bob_text=$(cat "$1" 2>/dev/null && echo .); then set --; eval "${__bob_text%.}"; else . "$1"; fi"#;
 
-/// Runs programs in one process, as a plain shell cannot hand on its functions.
+/// Runs programs in one process, because a plain shell cannot pass its functions on.
 const SEVERAL: &str = r#"__bob_dir=$1 __bob_goes_on=$2 __bob_count=$3 __bob_at=0 __bob_last=0 __bob_work=$PWD;
 set --;
 while [ "$__bob_at" -lt "$__bob_count" ]; do
@@ -37,7 +38,7 @@ done;
 exit "$__bob_last""#;
 
 /// Runs each program in a process of its own, so that `exit` ends only its own program. Variables
-/// and functions are handed on, the working directory is not.
+/// and functions are passed on, but not the working directory.
 const BASH: &str = r#"__bob_goes_on=$2 __bob_last=0;
 for ((__bob_at = 0; __bob_at < $3; __bob_at++)); do
   bash -c "$4" "$0" "$1/$__bob_at" "$1/state" "$PWD";
@@ -57,8 +58,8 @@ cd -- "${__bob[2]}" || exit 1;
 trap '__bob_code=$?; trap - EXIT; { declare -p; declare -f; } >"${__bob[1]}" 2>/dev/null; exit "$__bob_code"' EXIT;
 eval "$(<"${__bob[0]}")""#;
 
-/// Writes the programs of a step into a directory, and returns the words that run them. The words hold
-/// no text of the step.
+/// Writes the programs of a step into a directory, and returns the words that run them. The words
+/// hold no text of the step.
 pub(super) async fn write(
     step: &StepName,
     dir: PathBuf,

@@ -96,7 +96,7 @@ pub(super) async fn run(
             () = obey(&mut asks, step.end, stop) => None,
         };
         if ended.is_none() {
-            // Nobody else ends what holds the output open.
+            // The supervisor is gone, and its leftover processes would keep the output open.
             orphans::end(JOB_VARIABLE, &left).await;
         }
         ended
@@ -113,7 +113,7 @@ pub(super) async fn run(
         }
         Some(CommandOutcome::NotLimited(cause)) => Err(failed("limiting a step", cause)),
         None => match waited.as_ref().ok().and_then(ExitStatusExt::signal) {
-            // Nobody but the step has a reason to.
+            // Only the step itself would kill its supervisor.
             Some(signal) => Err(ExecError::Killed { signal }),
             None => Err(failed("supervising a step", format!("its supervisor ended: {waited:?}"))),
         },

@@ -75,7 +75,7 @@ fn start(job: &Job) -> std::io::Result<Pid> {
 }
 
 /// Carries out the worker's requests. If the worker is gone, kills everything.
-#[expect(clippy::disallowed_methods, reason = "there is no runtime that this could hold up")]
+#[expect(clippy::disallowed_methods, reason = "a supervisor has no async runtime")]
 fn listen(asks: &mut BufReader<UnixStream>, child: Pid, group: Option<&Group>) {
     loop {
         match next(asks) {

@@ -1,8 +1,8 @@
 //! Marks on the base images that bob-runner pulled, with the hour of their last use. A mark is an
 //! additional name: `localhost/bob-pulled/<its id>/<digest of the pulled name>:<hour>`.
 //!
-//! An image with a name besides its marks and the one it was pulled by also belongs to someone else,
-//! and stays.
+//! An image with a name besides its marks and the one it was pulled by also belongs to someone
+//! else, and stays.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -84,7 +84,7 @@ impl Listed {
     fn mark<'a>(&self, name: &'a str) -> Option<BaseMark<'a>> {
         let (repository, when) = name.rsplit_once(':')?;
         let (id, _) = repository.strip_prefix(MARK)?.split_once('/')?;
-        // Ignore a mark that somebody put on another image.
+        // Ignore the mark of another image: a user has moved it here.
         (id.len() == DIGITS && self.id.starts_with(id)).then_some(BaseMark { repository, when })
     }
 
@@ -234,7 +234,7 @@ mod tests {
         let base = image(&[NAME, &older, &newer]).as_base(&HashSet::new()).unwrap();
         assert_eq!((base.names, base.in_use), (vec![NAME.to_owned()], false));
         assert_eq!((base.used, base.bytes), (Millis(495_002 * HOUR_MILLIS), 7));
-        assert_eq!(image(&[NAME]).as_base(&HashSet::new()), None, "somebody pulled it by hand");
+        assert_eq!(image(&[NAME]).as_base(&HashSet::new()), None, "a user pulled it by hand");
         let elsewhere = format!("{MARK}{}/{}:1", "0".repeat(DIGITS), digits_of(NAME));
         assert_eq!(image(&[NAME, &elsewhere]).as_base(&HashSet::new()), None);
         let nameless = image(&[&older]).as_base(&HashSet::new()).unwrap();

@@ -56,7 +56,7 @@ impl Podman {
 
     /// Pulls a run's image and returns its id.
     pub(super) async fn pull(&self, run: &RunScope) -> Result<String, ExecError> {
-        // An image that already exists might have been pulled by somebody else.
+        // If the image already exists, bob-runner might not have pulled it.
         let before = match run.pull {
             PullPolicy::Always => self.http.link().image(&run.image).await.ok().flatten(),
             PullPolicy::Missing | PullPolicy::Never => None,
@@ -131,7 +131,7 @@ impl Podman {
         Ok(Some(Workspace::Image { id: found.id, depth }))
     }
 
-    /// The image that a step builds on, and what is known about it.
+    /// The image that a step builds on, and the facts about it.
     pub(super) async fn known(
         &self,
         run: &RunScope,

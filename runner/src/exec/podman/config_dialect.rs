@@ -1,5 +1,5 @@
-//! The dialects in which engines read the instructions of a commit, and a base image's configuration
-//! in them.
+//! The dialects in which engines read the instructions of a commit, and a base image's
+//! configuration in them.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -8,11 +8,11 @@ use super::image::Base;
 /// How an engine reads the instructions of a commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Dialect {
-    /// As a Containerfile (seen in podman 5.4): values have escapes, and a stop signal is kept only if
-    /// it is set.
+    /// As a Containerfile (seen in podman 5.4): values have escapes, and a stop signal is kept only
+    /// if it is set.
     Containerfile,
-    /// Literally (seen in podman 4.3): a value is what stands between its first and its last quote. A
-    /// stop signal is kept; if it is set, the engine writes its number.
+    /// Literally (seen in podman 4.3): a value is the text between its first and its last quote. A
+    /// stop signal is kept. If an instruction sets it, the engine writes its number.
     Literal,
 }
 
@@ -85,7 +85,7 @@ impl Base {
         !self.stop_signal.is_empty() || self.settable().any(|(_, value)| value.contains(DIFFERS))
     }
 
-    /// Whether an image has what depends on the dialect from this one.
+    /// Whether an image has the settings of this one that depend on the dialect.
     pub(super) fn is_restored_in(&self, image: &Self) -> bool {
         image.stop_signal == self.stop_signal
             && self.settable().all(|variable| image.env.contains(variable))

@@ -1,9 +1,9 @@
-//! Commits that give an image the configuration of the base image: a commit takes over that of the
-//! step's container.
+//! Commits that give an image the configuration of the base image. A plain commit would give it
+//! that of the step's container.
 //!
-//! Engines read the instructions of a commit in two dialects. Both were measured, but not the version
-//! in which podman changed. So the committed image is inspected if the dialect matters for it, and
-//! committed again in the other dialect if it is not as it should be.
+//! Engines read the instructions of a commit in one of two dialects. It is not known in which
+//! version podman changed from one to the other. So if the dialect matters for an image, the commit
+//! is inspected, and repeated in the other dialect if its configuration is wrong.
 
 use super::Podman;
 use super::api::Commit;
@@ -14,8 +14,8 @@ use super::image::Base;
 use crate::ports::ExecError;
 
 impl Podman {
-    /// Commits a container with the configuration of a base image; the image's id. `commit` has no
-    /// changes yet.
+    /// Commits a container with the configuration of a base image. Returns the image's id. The
+    /// changes in `commit` are replaced.
     pub(super) async fn commit_configured(
         &self,
         link: &mut Link,
@@ -38,7 +38,8 @@ impl Podman {
         let changes = base.changes(second);
         let id = self.commit(link, &Commit { changes: &changes, ..commit }).await?;
         if let Some(wrong) = wrong.filter(|wrong| *wrong != id) {
-            // Its name is on the second one. What is left of it goes with the run.
+            // The second image has taken over its name. If this call fails, it is removed with the
+            // run.
             link.call(EngineCall::delete(format!("/images/{wrong}"))).await.ok();
         }
         if self.is_restored(link, base, &id).await? {

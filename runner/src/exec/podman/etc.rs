@@ -1,8 +1,8 @@
-//! Tells a change of `/etc` by the engine from one by a step.
+//! Distinguishes changes of `/etc` by the engine from those by a step.
 //!
-//! The engine lays its own files into `/etc` of each container (`hostname`, `hosts`, `mtab`,
-//! `resolv.conf`), and a commit contains them if the image did not have them. Its list of changes leaves
-//! the files out, and names the directory.
+//! The engine puts its own files into `/etc` of each container (`hostname`, `hosts`, `mtab`,
+//! `resolv.conf`), and a commit contains them if the image did not have them. Its list of changes
+//! omits these files, but contains the directory.
 
 use std::collections::BTreeSet;
 
@@ -18,7 +18,7 @@ use super::look::Change;
 use crate::ports::ByteStream;
 
 const DIRECTORY: &str = "/etc";
-/// The files that the engine makes there.
+/// The files that the engine creates in `/etc`.
 const OF_THE_ENGINE: [&str; 4] = ["hostname", "hosts", "mtab", "resolv.conf"];
 
 /// Mode, user, group, and extended attributes of a directory.
@@ -33,8 +33,8 @@ struct Etc {
 }
 
 impl Etc {
-    /// Whether only the engine's files tell this apart from `after`. Files that are in both are
-    /// compared by the engine, which would list them.
+    /// Whether this differs from `after` only in the engine's files. The engine itself compares
+    /// files that are in both, and lists those that differ.
     fn differs_by_the_engine_alone(&self, after: &Self) -> bool {
         let mut added = after.files.difference(&self.files);
         self.directory == after.directory
@@ -51,7 +51,8 @@ struct Created {
 }
 
 impl Podman {
-    /// Leaves out a change of `/etc` that is the engine's own. It stays if that cannot be told.
+    /// Removes the change of `/etc` if only the engine made it. The change stays if that cannot be
+    /// determined.
     pub(super) async fn without_the_engines_own(
         &self,
         changes: Vec<(String, Change)>,
@@ -79,8 +80,8 @@ impl Podman {
         }
     }
 
-    /// Reads `/etc` of an image, through a container that is never started. An archive of a path would
-    /// not say whom the directory belongs to.
+    /// Reads `/etc` of an image, through a container that is never started. An archive of the path
+    /// would not contain the owner of the directory.
     async fn etc_of(&self, image: &str) -> Result<Etc, Fault> {
         let mut link = self.http.link();
         let body = json!({ "image": image, "command": ["true"], "netns": { "nsmode": "none" } });
@@ -98,7 +99,7 @@ impl Podman {
     }
 }
 
-/// Reads `/etc` in the export of a container, and nothing behind it.
+/// Reads `/etc` in the export of a container, and no entry after it.
 async fn read(tar: ByteStream) -> std::io::Result<Etc> {
     let mut tar = tokio_tar::Archive::new(StreamReader::new(tar));
     let mut entries = tar.entries()?;

@@ -47,7 +47,7 @@ impl Podman {
         let noted = Arc::clone(&source);
         let flow = Arc::new(Flow::default());
         let tar = stream::unfold((tar, Arc::clone(&flow)), |(mut tar, flow)| async move {
-            // The source may take its time.
+            // The source can be slow, which is not the engine's fault.
             let hold = flow.hold();
             let bytes = tar.next().await;
             drop(hold);

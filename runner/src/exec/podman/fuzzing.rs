@@ -26,7 +26,7 @@ pub fn demux(bytes: &[u8], size: usize) {
     assert_eq!(joined(&framed), joined(&whole));
     let mut raw = Vec::new();
     assert!(Demux::of(true).feed(bytes, &mut raw).is_ok());
-    assert_eq!(joined(&raw).0, bytes, "a terminal's output is no frames");
+    assert_eq!(joined(&raw).0, bytes, "a terminal's output has no frames");
 }
 
 /// The bytes of each stream.

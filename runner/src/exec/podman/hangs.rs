@@ -39,9 +39,9 @@ use crate::ports::{
 /// How the engine answers a call.
 enum Answer {
     Json(u16, serde_json::Value),
-    /// These bytes, and never the end of the body.
+    /// These bytes, without the end of the body.
     Begins(&'static [u8]),
-    /// A connection to a container that says this and stays open.
+    /// A connection to a container that writes these bytes and stays open.
     Attached(&'static [u8]),
     Hangs,
     /// The connection breaks.
@@ -100,7 +100,7 @@ impl Engine {
         self.asked.lock().iter().filter(|asked| asked.starts_with(call)).count()
     }
 
-    /// Returns once the engine was asked for this.
+    /// Returns once the engine has received this call.
     async fn is_asked(&self, call: &str) {
         while self.count(call) == 0 {
             sleep(Duration::from_millis(10)).await;
@@ -122,7 +122,7 @@ async fn answered(
     let never = |never| match never {};
     match answer {
         Answer::Hangs => std::future::pending().await,
-        Answer::Breaks => Err(io::Error::other("as it was told")),
+        Answer::Breaks => Err(io::Error::other("on purpose")),
         Answer::Json(status, json) => {
             request.into_body().collect().await.map_err(io::Error::other)?;
             let body = Full::from(json.to_string()).map_err(never).boxed_unsync();
@@ -145,7 +145,8 @@ async fn answered(
     }
 }
 
-/// As an engine answers around a step whose container is `c`; `status` is that of the container.
+/// The answers of an engine to all calls for a step in container `c`. `status` is the state of the
+/// container.
 fn around_a_step(call: &str, status: &str) -> Answer {
     if call.starts_with("GET /images/i/json") {
         return Answer::Json(200, json!({ "Id": "i", "Size": 1, "RepoTags": ["x:y"] }));
@@ -181,7 +182,7 @@ fn image() -> Workspace {
     Workspace::Image { id: "i".into(), depth: 0 }
 }
 
-/// Takes the first bytes after so long.
+/// Takes this long to accept bytes.
 #[derive(Default)]
 struct Sink {
     takes: Duration,
@@ -278,8 +279,8 @@ async fn a_step_that_is_being_prepared_hears_a_stop() {
     assert_eq!(engine.count("POST /containers/c/start"), 0);
 }
 
-/// An engine on which a step that says `out` runs until it is killed, and whose connection to it stays
-/// open after that.
+/// An engine with a step that prints `out` and runs until it is killed. The connection to the step
+/// stays open after that.
 fn with_an_endless_output() -> Engine {
     Engine::new(|call, earlier| {
         let was_killed = earlier.iter().any(|call| call.starts_with("POST /containers/c/kill"));
@@ -324,7 +325,8 @@ async fn a_killed_step_waits_for_a_sink_that_takes_its_time() {
     assert!(sink.taken.lock().starts_with(b"out"), "its output was dropped");
 }
 
-/// An engine that breaks at each start, and is asked for no more of them than a test can bear.
+/// An engine that breaks the connection at each start. After a thousand calls it rejects starts, so
+/// that a test cannot run forever.
 fn that_breaks_at_a_start() -> Engine {
     Engine::new(|call, earlier| match call {
         "POST /containers/c/start" if earlier.len() > 1000 => Answer::Json(500, json!({})),
@@ -353,7 +355,7 @@ async fn a_step_is_not_started_again_after_a_stop_or_for_a_former_owner() {
         let (podman, scope, step, stop) = (engine.podman(), scope(), step(), StopSignal::default());
         let on = image();
         let (asked, raised) = (Arc::clone(&engine.asked), stop.clone());
-        // Asked right before the start, and again before the next one.
+        // The executor asks the gate right before each start.
         let gate = Gate::new(std::future::ready(true), move || {
             let starts = |call: &String| call == "POST /containers/c/start";
             is_stopped || !asked.lock().iter().any(starts)

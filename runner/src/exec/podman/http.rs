@@ -47,7 +47,7 @@ pub(super) struct Http {
     /// The address as configured.
     pub(super) address: String,
     idle: Mutex<Vec<SendRequest<Body>>>,
-    /// Whether the engine has ever answered. One that has not is not waited for.
+    /// Whether the engine has ever answered. Calls do not wait for an engine that never has.
     answered: AtomicBool,
     shares_processes: AtomicBool,
     /// When a connection last broke.
@@ -220,7 +220,7 @@ impl Http {
         self.open_within(ANSWERS, method, path, headers, body).await
     }
 
-    /// The same where the response must begin within another time.
+    /// Like [`Self::open`], with another timeout for the start of the response.
     pub(super) async fn open_within(
         &self,
         within: Duration,

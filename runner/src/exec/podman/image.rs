@@ -156,7 +156,7 @@ impl Inspected {
         }
     }
 
-    /// What is known about an image that steps will build on, which can itself be a commit.
+    /// The facts about an image that steps will build on. It can itself be a commit.
     pub(super) fn as_known(&self, depth: u32) -> Result<ImageFacts, Fault> {
         let label = self.labels.as_ref().and_then(|labels| labels.get(names::LABEL_BASE));
         let base = match label {
@@ -205,7 +205,7 @@ impl Chain {
     }
 }
 
-/// What is known about an image, or a container on it.
+/// The facts about an image, or about a container on it.
 #[derive(Debug, Clone)]
 pub(super) struct ImageFacts {
     pub(super) base: Arc<Base>,

@@ -103,8 +103,8 @@ async fn search(
     Ok(None)
 }
 
-/// Whether an entry contains something forbidden beside its path and its contents: in the target of
-/// a link, the names of its owner and its group, or an extended attribute.
+/// Whether an entry contains something forbidden outside its path and its contents: in the target
+/// of a link, the names of its owner and its group, or an extended attribute.
 async fn has_secret_beside<R>(
     entry: &mut tokio_tar::Entry<R>,
     forbidden: &dyn SecretMatcher,
@@ -213,8 +213,8 @@ impl Podman {
                 }
             }
         }
-        // The engine describes a link by the place it leads to. Only the archive of its directory
-        // has its text.
+        // The engine describes a link by its target. Only the archive of its directory has its
+        // text.
         if above_links.contains("") {
             return self.find_anywhere(id, &changed, forbidden).await;
         }
@@ -246,7 +246,8 @@ impl Podman {
         let answer = self.http.open(&Method::GET, &path, &[], empty()).await?;
         let stat = answer.headers().get(STAT_HEADER).map(|value| value.as_bytes());
         match Entry::answered(answer.status().as_u16(), stat) {
-            // A place that is missing although it was changed leads somewhere.
+            // The engine lists the place as changed, so it exists. It is a link to something that
+            // does not.
             Some(Ok(Entry::Link(_) | Entry::Missing)) => return Ok(LeakLocation::Link),
             Some(Err(cause)) => return Err(Fault::Malformed(cause)),
             Some(Ok(Entry::Directory | Entry::Other)) | None => {}

@@ -1,5 +1,5 @@
 //! Pulls and pushes images. Concurrent pulls of one image are merged. The engine answers 200 before
-//! it starts, so its response is always read to the end, where an error can follow.
+//! it starts, and can report an error later. So its response is always read to the end.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -20,7 +20,8 @@ use super::path::query;
 use crate::exec::auth::{self, Credentials};
 use crate::ports::ExecError;
 
-/// The longest pause in the progress of a pull or push. The engine reports a layer only at its start.
+/// The longest pause in the progress of a pull or push. The engine reports a layer only at its
+/// start.
 const PROGRESS: Duration = Duration::from_secs(30 * 60);
 /// The maximum length of a response line, in bytes.
 const LONGEST_LINE: usize = 1 << 20;
@@ -279,7 +280,7 @@ async fn converse(
     }
 }
 
-/// A one-sentence error: which problem that a user can fix it is, followed by the engine's message.
+/// A one-sentence error: the problem, if a user can fix it, and the engine's message.
 fn reason(said: &str, asked: &ContactedRegistries<'_>) -> String {
     let has = |words: &[&str]| words.iter().any(|word| said.contains(word));
     let lines: Vec<&str> = said.lines().map(str::trim).filter(|line| !line.is_empty()).collect();

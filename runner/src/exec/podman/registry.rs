@@ -17,7 +17,8 @@ use crate::exec::auth::Credentials;
 
 /// The repository if the setting names only a registry.
 const REPOSITORY: &str = "bob-checkpoints";
-/// The longest run id used in a tag. A tag has at most 128 characters, and ours have more parts.
+/// The longest run id used in a tag. A tag has at most 128 characters, and bob-runner's tags have
+/// further parts.
 const LONGEST_NAME: usize = 64;
 /// The timeout of a request.
 const WITHIN: Duration = Duration::from_secs(30);

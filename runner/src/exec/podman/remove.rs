@@ -32,7 +32,7 @@ struct Pruned {
 }
 
 impl Podman {
-    /// Removes everything of a run from the engine, whoever created it.
+    /// Removes all objects of a run from the engine, also those that other owners created.
     pub(super) async fn destroy_run(&self, run: &RunId) -> Result<(), ExecError> {
         self.reaper.forget(run);
         self.memory.forget_run(run);
@@ -206,7 +206,7 @@ impl Podman {
         for image in &images {
             let Some(run) = image.run() else { continue };
             let tags = image.repo_tags.as_deref().unwrap_or_default();
-            // An image that somebody gave another name belongs to them.
+            // An image with only other names belongs to the user who named it.
             if tags.is_empty() || tags.iter().any(|tag| ours(tag, &run).is_some()) {
                 is_left(image);
             }
@@ -223,7 +223,7 @@ impl Podman {
 }
 
 /// The id of an image that an engine was killed while creating. Every listing and removal that
-/// meets it fails with this message until it is removed.
+/// includes it fails with this message until it is removed.
 fn half_made(said: &str) -> Option<&str> {
     let (_, rest) = said.split_once("locating item named")?;
     let (_, rest) = rest.split_once("for image with ID \"")?;

@@ -17,8 +17,8 @@ const BYTES: u64 = 4 << 20;
 /// The free space above which the reserve is created.
 const PLENTY: u64 = 4 * BYTES;
 
-/// Creates the reserve below a directory if there is enough space. Without write permission there
-/// is no reserve.
+/// Creates the reserve below a directory if there is enough space. Does nothing without write
+/// permission.
 pub(super) fn keep(root: &Path, disk: &Disk) {
     let path = root.join(NAME);
     if disk.free < PLENTY || path.exists() {

@@ -1,4 +1,4 @@
-//! What is known about starts on an engine.
+//! Facts about the starts on an engine.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::AtomicBool;

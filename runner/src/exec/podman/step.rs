@@ -143,7 +143,7 @@ impl Podman {
             self.starts.forget(&run.run);
             match looked.map(|container| container.life()) {
                 Some(ContainerState::Running | ContainerState::Ended) => return Ok(attached),
-                // Each start may be what the engine dies of.
+                // The start itself might crash the engine, so the number of retries is limited.
                 Some(ContainerState::NotStarted) if tries < ATTACHING => {
                     tries += 1;
                     tokio::select! {

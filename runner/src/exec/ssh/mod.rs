@@ -139,7 +139,7 @@ struct Link {
     target: Target,
     /// Files that `ssh` reads, kept open.
     opened: Vec<File>,
-    /// A random marker that nobody else can write into a stream.
+    /// A random marker. The step does not know it, so it cannot forge the host's reports.
     mark: String,
     /// The messages of `ssh` itself, since its streams carry the host's output.
     log: NamedTempFile,
@@ -257,8 +257,8 @@ impl Link {
 /// itself, and the other streams show it. Returns if the host does not end a killed step.
 ///
 /// # Errors
-/// [`ExecError::NotStarted`] if the step is stopped before its whole line is sent. A host does not run
-/// an incomplete line.
+/// [`ExecError::NotStarted`] if the step is stopped before its whole line is sent. A host does not
+/// run an incomplete line.
 async fn ask(
     stdin: &mut ChildStdin,
     line: &str,

@@ -1,4 +1,4 @@
-//! Connections to a host that is reached and does not do what it is asked.
+//! Connections to a reachable host that does not carry out requests.
 
 use std::path::Path;
 use std::process::Command;
@@ -15,7 +15,7 @@ use super::*;
 use crate::exec::fast_clock::quickly;
 use crate::exec::job::tests::docker_step;
 
-/// Gets ready, and hears nothing after that.
+/// Becomes ready, and ignores all requests after that.
 const DEAF: &str = r#"#!/bin/sh
 IFS= read -r line
 mark=${line#mark=}
@@ -32,14 +32,15 @@ impl LogSink for Nowhere {
     async fn write(&self, _stream: LogStream, _bytes: Bytes) {}
 }
 
-/// Writes a program. No descriptor of this process is open on it, as a test beside could inherit that.
+/// Writes a program through another process. A descriptor of this process could be inherited by a
+/// program that a concurrent test starts, and a file that is open for writing cannot be executed.
 fn program(at: &Path, text: &str) {
     let write = r#"printf %s "$1" > "$0" && chmod +x "$0""#;
     let written = Command::new("sh").args(["-c", write]).arg(at).arg(text).status();
     assert!(written.unwrap().success());
 }
 
-/// How a step ends on a host that is deaf, stopped after a minute.
+/// Runs a step on a host that ignores requests, and stops it after a minute.
 async fn stopped(line: &str, level: StopLevel) -> Result<StepOutcome, ExecError> {
     let dir = tempfile::tempdir().unwrap();
     let ssh = dir.path().join("ssh");

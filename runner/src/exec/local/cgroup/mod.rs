@@ -26,7 +26,7 @@ const CPU_PERIOD_MICROS: u64 = 100_000;
 /// How often the end of killed processes is polled, and the pause between polls.
 const LOOKS: usize = 250;
 const AGAIN: Duration = Duration::from_millis(20);
-/// How often processes are moved. Each round finds those that started during the one before.
+/// How often processes are moved. Each round finds those that started during the previous one.
 const MOVES: usize = 5;
 
 const ADVICE: &str = "set Delegate=yes in the unit of the worker, or start it by `systemd-run --user --scope -p Delegate=yes`";
@@ -219,7 +219,7 @@ impl Group {
 
     /// Kills all processes and removes the group and its subgroups. A missing group is not an
     /// error.
-    #[expect(clippy::disallowed_methods, reason = "whoever calls this may be held up")]
+    #[expect(clippy::disallowed_methods, reason = "callers can block")]
     pub(super) fn end(&self) -> std::io::Result<()> {
         let mut looks = 0;
         loop {
