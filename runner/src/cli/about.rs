@@ -1,28 +1,15 @@
 //! `version`, `schema`, `settings`, `completions`: information about the program itself.
 
-use std::sync::LazyLock;
-
 use clap::CommandFactory as _;
 use protocol::schema::{self, SchemaName};
 use serde_json::json;
 
-use super::Context;
 use super::args::Typed;
+use super::context::Context;
 use super::exit::{Exit, Failure};
 use super::output::{self, Table, TextStyle};
 use super::typed::Shell;
-
-/// The commit that this program was built from, if known.
-const COMMIT: Option<&str> = option_env!("BOB_COMMIT");
-
-/// Version, commit and protocol version on one line.
-pub(super) fn title() -> &'static str {
-    static TITLE: LazyLock<String> = LazyLock::new(|| {
-        let commit = COMMIT.unwrap_or("unknown");
-        format!("{}, commit {commit}, protocol {}", env!("CARGO_PKG_VERSION"), schema::VERSION)
-    });
-    &TITLE
-}
+use super::version::{COMMIT, title};
 
 pub(super) fn version(context: &Context) -> Result<Exit, Failure> {
     let version = env!("CARGO_PKG_VERSION");

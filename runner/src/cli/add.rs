@@ -7,9 +7,10 @@ use protocol::dialect::Job;
 use protocol::pipeline::{Params, Vars};
 use serde_json::json;
 
+use super::context::{Context, DefaultVerbosity};
 use super::exit::{Exit, Failure};
 use super::typed::Add;
-use super::{Context, DefaultVerbosity, output, submit};
+use super::{output, submit};
 use crate::app::ci;
 use crate::app::client::{Client, StartOf, StartRequest};
 use crate::config::{Config, Loaded, Mode};

@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 
-use clap::builder::PossibleValue;
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use protocol::dialect::Dialect;
 use protocol::id::{PipelineId, RegisteredName, RunId, StepName};
@@ -10,14 +9,15 @@ use protocol::quantity::Span;
 use protocol::run::Status;
 use protocol::schema::SchemaName;
 
-use super::later::{NO_OPENAPI, OPENAPI};
+use super::output::{Color, Output};
 use super::typed::{Add, Completions, Diff, OpenShell, Pattern, Rerun, Run, Stop, Submit};
+use super::values::{dialect, schema_names, status};
 
 /// Run pipelines of container steps: each step is committed, and its output published to a stream
 #[derive(Debug, Parser)]
 #[command(
     name = "bob-runner",
-    version = super::about::title(),
+    version = super::version::title(),
     max_term_width = 100,
     after_help = EXAMPLES
 )]
@@ -56,26 +56,6 @@ pub(super) struct Global {
     /// When to use colours; the variable `NO_COLOR` also turns them off
     #[arg(long, global = true, value_enum, default_value_t = Color::Auto, value_name = "WHEN")]
     pub(super) color: Color,
-}
-
-/// The output format.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(super) enum Output {
-    /// Human-readable text
-    Text,
-    /// JSON for programs: one document, or one object per line for streams of items
-    Json,
-}
-
-/// When to use colours.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(super) enum Color {
-    /// Only if the output is a terminal
-    Auto,
-    /// Even if the output is not a terminal
-    Always,
-    /// Without any colour
-    Never,
 }
 
 /// The commands.
@@ -120,7 +100,7 @@ Examples:
     Serve(Serve),
     /// Kill the steps of a worker that cannot do so itself
     #[command(hide = true)]
-    Guard(super::guard::Guard),
+    Guard(Guard),
     /// Submit a run to the cluster and print its id
     #[command(after_help = "\
 A run id is accepted only once, so a submit with --run-id can safely be repeated.
@@ -254,6 +234,25 @@ pub(super) struct Serve {
     /// Storage of queue and state: cluster (RabbitMQ and etcd) or embedded (one local file)
     #[arg(long, value_name = "MODE")]
     pub(super) mode: Option<String>,
+}
+
+/// Arguments that a worker passes to its guard.
+#[derive(Debug, Args)]
+pub(super) struct Guard {
+    /// Node id of the worker
+    pub(super) worker: String,
+    /// Lowest level to log
+    #[arg(long)]
+    pub(super) level: String,
+    /// Log format
+    #[arg(long, value_enum)]
+    pub(super) form: GuardFormat,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum GuardFormat {
+    Text,
+    Json,
 }
 
 #[derive(Debug, Args)]
@@ -405,45 +404,6 @@ pub(super) struct Schema {
     pub(super) what: SchemaName,
 }
 
-pub(super) fn dialect(typed: &str) -> Result<Dialect, String> {
-    let named = Dialect::NAMED.into_iter().find(|(name, _)| *name == typed);
-    named.map(|(_, dialect)| dialect).ok_or_else(|| "bob, prunner, job and ci are known".to_owned())
-}
-
-pub(super) fn variable(text: &str) -> Result<(String, String), String> {
-    let (name, value) = text.split_once('=').ok_or("it must be NAME=VALUE")?;
-    match protocol::command::bad_variable(name, value) {
-        Some(expected) => Err(format!("it must have {expected}")),
-        None => Ok((name.to_owned(), value.to_owned())),
-    }
-}
-
-pub(super) fn param(text: &str) -> Result<(String, serde_json::Value), String> {
-    let named = text.split_once('=').filter(|(name, _)| !name.is_empty());
-    let (name, json) = named.ok_or("it must be NAME=JSON")?;
-    // The error contains the position, but none of the input.
-    let value = serde_json::from_str(json).map_err(|cause| format!("it is no JSON: {cause}"))?;
-    Ok((name.to_owned(), value))
-}
-
-fn status(text: &str) -> Result<Status, String> {
-    serde_json::from_value(serde_json::Value::from(text)).map_err(|_unknown| {
-        "it must be one of pending, initializing, initialized, running, passed, failed, stopped"
-            .into()
-    })
-}
-
-fn schema_names() -> impl clap::builder::TypedValueParser<Value = SchemaName> {
-    use clap::builder::TypedValueParser as _;
-    let known = SchemaName::ALL.map(SchemaName::as_str).map(PossibleValue::new);
-    let later = PossibleValue::new(OPENAPI).hide(true);
-    let names = known.into_iter().chain([later]);
-    clap::builder::PossibleValuesParser::new(names).try_map(|name| match name.as_str() {
-        OPENAPI => Err(NO_OPENAPI.to_owned()),
-        name => name.parse::<SchemaName>().map_err(|unknown| unknown.to_string()),
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory as _;
@@ -453,14 +413,5 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Typed::command().debug_assert();
-    }
-
-    #[test]
-    fn variables_have_a_name_and_can_have_an_empty_value() {
-        assert_eq!(variable("A=b=c"), Ok(("A".into(), "b=c".into())));
-        assert_eq!(variable("A="), Ok(("A".into(), String::new())));
-        for bad in ["A", "=b", "A=\0"] {
-            assert!(variable(bad).is_err(), "{bad:?} was taken");
-        }
     }
 }

@@ -7,9 +7,11 @@ use serde_json::{Value, json};
 use url::Url;
 
 use super::args::{Pipelines, Register, Registered};
+use super::context::Context;
 use super::exit::{Exit, Failure};
+use super::files;
+use super::input::bytes_of;
 use super::output::{self, Table, TextStyle, one_line};
-use super::{Context, files};
 use crate::app::client::{Applied, Registry};
 
 pub(super) async fn pipeline(context: &Context, typed: Pipelines) -> Result<Exit, Failure> {
@@ -159,7 +161,7 @@ fn services(typed: &Register) -> Result<Vec<stored::Registered>, Failure> {
 }
 
 fn services_of_file(file: &str) -> Result<Vec<stored::Registered>, Vec<String>> {
-    let bytes = files::bytes_of(file)
+    let bytes = bytes_of(file)
         .map_err(|failure| vec![failure.message.unwrap_or_else(|| "cannot be read".to_owned())])?;
     let name = (file != "-").then_some(file);
     let document = protocol::dialect::document(name, &bytes)

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::Context;
+use super::context::Context;
 use super::exit::{Exit, Failure};
 use super::signals::Signals;
 use super::view::Piece;

@@ -1,8 +1,8 @@
 //! `doctor`: checks this machine and the services it needs.
 
+use super::context::{Context, DefaultVerbosity};
 use super::exit::{Exit, Failure};
 use super::output::{self, TextStyle, one_line};
-use super::{Context, DefaultVerbosity};
 use crate::app::doctor::{Level, examine};
 
 pub(super) async fn doctor(context: &Context) -> Result<Exit, Failure> {

@@ -2,6 +2,8 @@
 
 use protocol::run::Status;
 
+use crate::app;
+
 /// An exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -72,8 +74,8 @@ impl Failure {
     }
 }
 
-impl From<crate::app::Unavailable> for Failure {
-    fn from(error: crate::app::Unavailable) -> Self {
+impl From<app::Unavailable> for Failure {
+    fn from(error: app::Unavailable) -> Self {
         if error.needs_a_change() {
             return Self::new(Exit::Settings, error.to_string());
         }
@@ -81,9 +83,9 @@ impl From<crate::app::Unavailable> for Failure {
     }
 }
 
-impl From<crate::app::client::Error> for Failure {
-    fn from(error: crate::app::client::Error) -> Self {
-        use crate::app::client::{Error, ErrorKind};
+impl From<app::client::Error> for Failure {
+    fn from(error: app::client::Error) -> Self {
+        use app::client::{Error, ErrorKind};
         if let Error::Unavailable(away) = error {
             return away.into();
         }
@@ -93,5 +95,27 @@ impl From<crate::app::client::Error> for Failure {
             ErrorKind::State => Exit::Failed,
         };
         Self::new(exit, error.to_string())
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        let service = error.chain().find_map(|cause| cause.downcast_ref::<app::Unavailable>());
+        if service.is_some_and(|service| !service.needs_a_change()) {
+            return Self::unavailable(&format!("{error:#}"));
+        }
+        let is_setting = service.is_some()
+            || error.chain().any(|cause| {
+                cause.is::<app::UnusableDir>()
+                    || cause.is::<app::UnwritableDataDir>()
+                    || cause.is::<app::ci::UnusableQueue>()
+            });
+        let is_input = error.chain().any(|cause| cause.is::<app::Rejected>());
+        let exit = match (is_setting, is_input) {
+            (true, _) => Exit::Settings,
+            (false, true) => Exit::Invalid,
+            (false, false) => Exit::Failed,
+        };
+        Self::new(exit, format!("{error:#}"))
     }
 }

@@ -8,7 +8,7 @@ use protocol::dialect::{Dialect, Parsed, load_prunner};
 use walkdir::WalkDir;
 
 use super::exit::{Exit, Failure};
-use super::files::bytes_of;
+use super::input::bytes_of;
 use crate::config::Environment;
 
 /// prunner's default pattern for definition files.

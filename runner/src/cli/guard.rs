@@ -4,32 +4,14 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
-use clap::{Args, ValueEnum};
 use protocol::id::NodeId;
 
+use super::args::{Guard, GuardFormat};
 use super::exit::{Exit, Failure};
+use super::output::complain;
 use crate::app;
 use crate::app::lifeline::{LIFELINE, hold};
 use crate::telemetry;
-
-/// Arguments that a worker passes to its guard.
-#[derive(Debug, Args)]
-pub(super) struct Guard {
-    /// Node id of the worker
-    worker: String,
-    /// Lowest level to log
-    #[arg(long)]
-    level: String,
-    /// Log format
-    #[arg(long, value_enum)]
-    form: GuardFormat,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum GuardFormat {
-    Text,
-    Json,
-}
 
 /// Whether the arguments start a guard, which needs only one thread.
 #[must_use]
@@ -55,7 +37,7 @@ pub fn render() -> Exit {
     match app::render() {
         Ok(()) => Exit::Ok,
         Err(cause) => {
-            super::complain(&format!("cannot render a template: {cause}"));
+            complain(&format!("cannot render a template: {cause}"));
             Exit::Failed
         }
     }
@@ -67,7 +49,7 @@ pub fn supervise() -> Exit {
     match app::supervise() {
         Ok(()) => Exit::Ok,
         Err(cause) => {
-            super::complain(&format!("cannot supervise a step: {cause}"));
+            complain(&format!("cannot supervise a step: {cause}"));
             Exit::Failed
         }
     }
@@ -83,13 +65,13 @@ pub fn is_lifeline(typed: &[OsString]) -> bool {
 #[must_use]
 pub fn lifeline(typed: &[OsString]) -> ExitCode {
     let [_, _, dir, program, arguments @ ..] = typed else {
-        super::complain("a lifeline is started by bob-runner itself");
+        complain("a lifeline is started by bob-runner itself");
         return Exit::Usage.into();
     };
     match hold(Path::new(dir), Command::new(program).args(arguments)) {
         Ok(status) => status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1).into(),
         Err(cause) => {
-            super::complain(&format!("cannot start {}: {cause}", program.display()));
+            complain(&format!("cannot start {}: {cause}", program.display()));
             Exit::Failed.into()
         }
     }

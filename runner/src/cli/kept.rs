@@ -3,10 +3,10 @@
 use protocol::id::RunId;
 use serde_json::json;
 
+use super::context::{Context, DefaultVerbosity};
 use super::exit::{Exit, Failure};
 use super::output;
 use super::typed::{Diff, OpenShell};
-use super::{Context, DefaultVerbosity};
 use crate::app;
 use crate::app::client::KnownRun;
 use crate::app::kept::{self, Change};

@@ -10,13 +10,12 @@ use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 use tokio::time::Instant;
 
-use super::Context;
 use super::args::{Events, Logs};
+use super::context::Context;
 use super::display::{Display, Next};
 use super::exit::{Exit, Failure};
 use super::output::{self, TextStyle, one_line};
-use super::run::json_line;
-use super::view::{Piece, PlainView, StepErrors};
+use super::view::{Piece, PlainView, StepErrors, json_line};
 use crate::app::Position;
 use crate::app::client::{
     BeforeStart, Client, Ending, EventTail, LogItem, LogTail, Missing, Outcome, PastRetention,

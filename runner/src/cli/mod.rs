@@ -2,27 +2,32 @@
 //!
 //! | module | duty |
 //! |---|---|
-//! | `args` | command-line arguments |
+//! | `args`, `typed`, `values` | command-line arguments |
+//! | `context` | style, settings and log of a command |
 //! | `exit` | exit codes |
 //! | `output` | data, messages, colours, tables |
 //! | `files` | `validate`, `plan`, and files of other commands |
-//! | `folder` | directories of prunner files |
+//! | `input`, `folder` | contents of files; directories of prunner files |
 //! | `run`, `session`, `serve` | a worker in this process |
+//! | `signals` | signals that ask the program to stop |
 //! | `guard` | helper processes of a worker |
 //! | `add` | shell commands as jobs |
 //! | `submit` | `submit`, `stop`, `pause`, `unpause` |
 //! | `job` | status and log files for users of job files |
 //! | `logs`, `display` | `logs`, `events` |
+//! | `kept` | `diff`, `shell` |
 //! | `state` | `ps`, `show`, `nodes` |
 //! | `define` | `pipeline`, `provider`, `store`, `logger` |
 //! | `later` | commands of later versions |
 //! | `doctor`, `about` | `doctor`; `version`, `schema`, `settings`, `completions` |
-//! | `view`, `screen`, `sanitize` | display of events |
+//! | `version` | version and commit |
+//! | `view`, `run_view`, `screen`, `sanitize` | display of events |
 //! | `writer` | output that never blocks its command |
 
 mod about;
 mod add;
 mod args;
+mod context;
 mod define;
 mod display;
 mod doctor;
@@ -30,12 +35,14 @@ mod exit;
 mod files;
 mod folder;
 mod guard;
+mod input;
 mod job;
 mod kept;
 mod later;
 mod logs;
 mod output;
 mod run;
+mod run_view;
 mod sanitize;
 mod screen;
 mod serve;
@@ -44,6 +51,8 @@ mod signals;
 mod state;
 mod submit;
 mod typed;
+mod values;
+mod version;
 mod view;
 mod writer;
 
@@ -53,21 +62,16 @@ use clap::{CommandFactory as _, FromArgMatches as _};
 
 pub use exit::Exit;
 pub use guard::{is_guard, is_lifeline, is_renderer, is_supervisor, lifeline, render, supervise};
+pub use output::complain;
 
 use args::{Command, Global, Typed};
+use context::Context;
 use exit::Failure;
 use job::Results;
 use output::{Style, TextStyle};
 
-use crate::app;
-use crate::app::client::{Client, Listed};
-use crate::config::{self, Config, Environment, Flags, LogFormat, LogLevel, Sources};
+use crate::config::{Environment, Flags};
 use crate::telemetry;
-
-/// Reports an error that prevents the program from starting.
-pub fn complain(text: &str) {
-    output::message(&format!("error: {text}"));
-}
 
 /// The commands and options of the program, for its documentation.
 #[must_use]
@@ -163,130 +167,5 @@ async fn execute(context: &Context, command: Command) -> Result<Exit, Failure> {
         Command::Doctor => Box::pin(doctor::doctor(context)).await,
         Command::Version => about::version(context),
         Command::Completions(typed) => about::completions(typed.shell),
-    }
-}
-
-/// Context of every command.
-#[derive(Debug)]
-struct Context {
-    style: Style,
-    environment: Environment,
-    flags: Flags,
-}
-
-/// Default log level, by the kind of command.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum DefaultVerbosity {
-    /// Info: a service reports what it does.
-    Much,
-    /// Warnings: a command reports problems besides its result.
-    Little,
-    /// Errors: everything else is part of the displayed run.
-    Hardly,
-}
-
-impl Context {
-    fn loaded(&self) -> Result<config::Loaded, Failure> {
-        let sources = Sources::with_default_sources(self.flags.clone(), self.environment.clone());
-        config::load(&sources).map_err(|faults| Failure::new(Exit::Settings, faults.to_string()))
-    }
-
-    /// The same context without `--config`, for a file that holds the settings of job files.
-    fn without_file(&self) -> Self {
-        let flags = Flags { config: None, set: self.flags.set.clone() };
-        Self { style: self.style, environment: self.environment.clone(), flags }
-    }
-
-    /// The program's own settings. A file with the settings of job files contains none.
-    fn own_config(&self, talk: DefaultVerbosity) -> Result<Config, Failure> {
-        if self.flags.config.as_deref().is_some_and(job::is_named) {
-            return self.without_file().config(talk);
-        }
-        self.config(talk)
-    }
-
-    /// Loads the settings and initializes the log from them.
-    fn config(&self, talk: DefaultVerbosity) -> Result<Config, Failure> {
-        let loaded = self.loaded()?;
-        for warning in &loaded.warnings {
-            self.warn(warning);
-        }
-        let log = loaded.config.log;
-        let is_said = |effective: &config::Effective| {
-            effective.setting.name == "log.level" && effective.at.is_some()
-        };
-        let level = match talk {
-            _ if loaded.effective.iter().any(is_said) => log.level,
-            DefaultVerbosity::Much => log.level,
-            DefaultVerbosity::Little => LogLevel::Warn,
-            DefaultVerbosity::Hardly => LogLevel::Error,
-        };
-        // Standard output is reserved for the command's result.
-        let of_command = |form| match form {
-            telemetry::Form::Ci if talk != DefaultVerbosity::Much => telemetry::Form::Text,
-            form @ (telemetry::Form::Text | telemetry::Form::Json | telemetry::Form::Ci) => form,
-        };
-        // JSON logs are for services. A command's log is read by people.
-        let usual = (talk != DefaultVerbosity::Much).then_some(telemetry::Form::Text);
-        let form = log_form(&loaded.config).map(of_command).or(usual);
-        let options =
-            telemetry::Options { level: level.as_str(), form, colour: self.style.colour_err };
-        // In tests, the log is already initialized.
-        telemetry::begin(options).ok();
-        Ok(loaded.config)
-    }
-
-    /// A client for the cluster.
-    fn client(&self) -> Result<Client, Failure> {
-        let config = self.config(DefaultVerbosity::Little)?;
-        Ok(app::client::connect(config)?)
-    }
-
-    /// The readable entries of a list, with a warning for each other entry.
-    fn readable<T>(&self, listed: Listed<T>) -> Vec<T> {
-        for unreadable in &listed.unreadable {
-            self.warn(&format!("{unreadable}; it may be of a later version"));
-        }
-        listed.readable
-    }
-
-    fn warn(&self, text: &str) {
-        output::message(&self.warning(text));
-    }
-
-    fn warning(&self, text: &str) -> String {
-        let label = TextStyle::Yellow.paint("warning:", self.style.colour_err);
-        format!("{label} {text}")
-    }
-}
-
-/// The log format, if set.
-fn log_form(config: &Config) -> Option<telemetry::Form> {
-    config.log.format.map(|format| match format {
-        LogFormat::Text => telemetry::Form::Text,
-        LogFormat::Json => telemetry::Form::Json,
-        LogFormat::Ci => telemetry::Form::Ci,
-    })
-}
-
-impl From<anyhow::Error> for Failure {
-    fn from(error: anyhow::Error) -> Self {
-        let service = error.chain().find_map(|cause| cause.downcast_ref::<app::Unavailable>());
-        if service.is_some_and(|service| !service.needs_a_change()) {
-            return Self::unavailable(&format!("{error:#}"));
-        }
-        let is_setting = service.is_some()
-            || error.chain().any(|cause| {
-                cause.is::<app::UnusableDir>()
-                    || cause.is::<app::UnwritableDataDir>()
-                    || cause.is::<app::ci::UnusableQueue>()
-            });
-        let is_input = error.chain().any(|cause| cause.is::<app::Rejected>());
-        let exit = match (is_setting, is_input) {
-            (true, _) => Exit::Settings,
-            (false, true) => Exit::Invalid,
-            (false, false) => Exit::Failed,
-        };
-        Self::new(exit, format!("{error:#}"))
     }
 }

@@ -4,11 +4,31 @@ use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::os::fd::AsFd;
 
+use clap::ValueEnum;
 use serde::Serialize;
 
-use super::args::{Color, Output};
 use super::exit::{Exit, Failure};
 use crate::config::Environment;
+
+/// The output format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Output {
+    /// Human-readable text
+    Text,
+    /// JSON for programs: one document, or one object per line for streams of items
+    Json,
+}
+
+/// When to use colours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Color {
+    /// Only if the output is a terminal
+    Auto,
+    /// Even if the output is not a terminal
+    Always,
+    /// Without any colour
+    Never,
+}
 
 /// How output is displayed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,6 +125,11 @@ pub(super) fn write_stderr(bytes: &[u8]) {
 /// Writes a message to standard error.
 pub(super) fn message(text: &str) {
     write_stderr(format!("{text}\n").as_bytes());
+}
+
+/// Reports an error that prevents the program from starting.
+pub fn complain(text: &str) {
+    message(&format!("error: {text}"));
 }
 
 /// The failure for an error of standard output.

@@ -3,21 +3,19 @@
 use std::collections::HashMap;
 
 use protocol::dialect::Dialect;
-use protocol::event::Reason;
 use protocol::id::{RunId, StepName};
 use protocol::pipeline::{Params, Pipeline, Vars};
 
+use super::context::{Context, DefaultVerbosity};
 use super::exit::{Exit, Failure};
-use super::job::{Results, Settings};
+use super::files;
+use super::job::{self, Results, Settings};
 use super::output::Style;
-use super::screen::{Screen, Size};
+use super::run_view::RunView;
 use super::session::Session;
 use super::signals::Signals;
 use super::typed::Run;
-use super::view::{Piece, PlainView, StepErrors};
-use super::writer::Writer;
-use super::{Context, DefaultVerbosity, files, job};
-use crate::app::client::{Client, LogItem, Missing};
+use crate::app::client::Client;
 use crate::app::{self, KeptParent};
 use crate::config::Config;
 use crate::config::env_files::{self, StepEnv};
@@ -82,8 +80,7 @@ pub(super) async fn start(
 ) -> Result<Exit, Failure> {
     order.start().check().map_err(anyhow::Error::from)?;
     let mut signals = Signals::listen()?;
-    let mut view = RunView::new(style, &order.pipeline, &order.run)?;
-    view.titles = titles;
+    let view = RunView::new(style, &order.pipeline, &order.run, titles)?;
     let files = match settings {
         Some(settings) => Some(job::Files::make(settings, &order.pipeline, &order.run)?),
         None => None,
@@ -129,145 +126,4 @@ fn step_env(
     let read = env_files::read(&files).map_err(|why| Failure::new(Exit::Invalid, why))?;
     read.1.iter().for_each(|warning| context.warn(warning));
     Ok(read.0)
-}
-
-/// The display of a run. If standard output fails, the display stops but the run continues.
-pub(super) struct RunView {
-    form: ViewForm,
-    /// A title to print once before a step.
-    titles: HashMap<StepName, String>,
-    pub(super) writer: Writer,
-}
-
-enum ViewForm {
-    /// One event per line.
-    Json,
-    /// Plain text.
-    Plain(PlainView),
-    /// A live view on a terminal.
-    Screen(Screen),
-}
-
-impl RunView {
-    fn new(style: Style, pipeline: &Pipeline, run: &RunId) -> Result<Self, Failure> {
-        let writer = Writer::start(style)?;
-        let form = if style.json {
-            ViewForm::Json
-        } else if style.terminal {
-            ViewForm::Screen(Screen::new(pipeline, style.colour, size(), now()))
-        } else {
-            let text = format!("[bob] run {run} of {}/{}\n", pipeline.group, pipeline.name);
-            writer.send(Piece::Err(text.into_bytes()));
-            ViewForm::Plain(PlainView::new(StepErrors::Apart, None, style))
-        };
-        Ok(Self { form, titles: HashMap::new(), writer })
-    }
-
-    pub(super) fn show(&mut self, item: &LogItem) {
-        if let LogItem::State(event) = item
-            && matches!(event.reason, Reason::StepStarted { .. })
-            && let Some(title) = event.step.as_ref().and_then(|step| self.titles.remove(step))
-        {
-            self.report(&title);
-        }
-        let pieces = match &mut self.form {
-            ViewForm::Json => vec![json_line(item)],
-            ViewForm::Plain(plain) => plain.on(item),
-            ViewForm::Screen(screen) => vec![Piece::Out(screen.on(item, now()))],
-        };
-        self.write(pieces);
-    }
-
-    /// Redraws the elapsed times on a terminal, unless output is blocked.
-    pub(super) fn tick(&mut self) {
-        if let ViewForm::Screen(screen) = &mut self.form
-            && self.writer.has_room()
-        {
-            let bytes = screen.tick(size(), now());
-            self.write(vec![Piece::Out(bytes)]);
-        }
-    }
-
-    pub(super) fn report(&mut self, text: &str) {
-        let piece = match &mut self.form {
-            ViewForm::Plain(plain) => plain.note(text),
-            // The live view must not be overwritten.
-            ViewForm::Screen(screen) if self.writer.unwritten().is_none() => {
-                Piece::Out(screen.print(text, now()))
-            }
-            ViewForm::Json | ViewForm::Screen(_) => {
-                Piece::Err(format!("[bob] {text}\n").into_bytes())
-            }
-        };
-        self.write(vec![piece]);
-    }
-
-    fn write(&mut self, pieces: Vec<Piece>) {
-        pieces.into_iter().for_each(|piece| self.writer.send(piece));
-    }
-
-    pub(super) fn end(&mut self, missing: &[Missing]) {
-        self.tick();
-        for missing in missing {
-            self.report(&format!("missing: {missing}"));
-        }
-    }
-}
-
-/// The exit of the program after a run with this result.
-pub(super) fn ended(unwritten: Option<Failure>, run: &RunId, exit: Exit) -> Result<Exit, Failure> {
-    // A closed pipe has no message.
-    let Some(cause) = unwritten.and_then(|failure| failure.message) else {
-        return Ok(exit);
-    };
-    let exit = if exit == Exit::Ok { Exit::Failed } else { exit };
-    Err(Failure::new(exit, format!("run {run} has ended, and not all of it was shown: {cause}")))
-}
-
-/// An event as published on the stream, on one line.
-pub(super) fn json_line(item: &LogItem) -> Piece {
-    let mut bytes = match item {
-        LogItem::State(event) => event.to_json(),
-        LogItem::Text(text) => text.event.to_json(),
-        LogItem::Missing(missing) => {
-            return Piece::Err(format!("[bob] missing: {missing}\n").into_bytes());
-        }
-    };
-    bytes.push(b'\n');
-    Piece::Out(bytes)
-}
-
-fn now() -> i64 {
-    jiff::Timestamp::now().as_millisecond()
-}
-
-fn size() -> Size {
-    // Some terminals report a size of 0.
-    match rustix::termios::tcgetwinsize(std::io::stdout()) {
-        Ok(size) if size.ws_col > 0 && size.ws_row > 0 => {
-            Size { columns: usize::from(size.ws_col), rows: usize::from(size.ws_row) }
-        }
-        Ok(_) | Err(_) => Size { columns: 80, rows: 24 },
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn ended(unwritten: Option<Failure>, exit: Exit) -> Result<Exit, Failure> {
-        super::ended(unwritten, &"r-1".parse().unwrap(), exit)
-    }
-
-    #[test]
-    fn a_run_that_could_not_be_shown_reports_that_and_does_not_pass() {
-        let full = || Some(Failure::new(Exit::Failed, "cannot write to standard output: full"));
-        let failure = ended(full(), Exit::Ok).unwrap_err();
-        assert_eq!(failure.exit, Exit::Failed);
-        assert!(failure.message.unwrap().ends_with("cannot write to standard output: full"));
-        assert_eq!(ended(full(), Exit::Stopped).unwrap_err().exit, Exit::Stopped);
-        assert_eq!(ended(None, Exit::Ok), Ok(Exit::Ok));
-        let gone = Some(Failure::already_reported(Exit::Ok));
-        assert_eq!(ended(gone, Exit::Stopped), Ok(Exit::Stopped), "no one can receive it");
-    }
 }

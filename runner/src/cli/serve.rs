@@ -3,10 +3,10 @@
 use futures::FutureExt as _;
 
 use super::args::Serve;
+use super::context::{Context, DefaultVerbosity, log_form};
 use super::exit::{Exit, Failure};
 use super::output::message;
 use super::signals::Signals;
-use super::{Context, DefaultVerbosity, log_form};
 use crate::app;
 use crate::telemetry;
 

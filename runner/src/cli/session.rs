@@ -11,7 +11,7 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use super::exit::{Exit, Failure};
 use super::job;
-use super::run::{RunView, ended};
+use super::run_view::RunView;
 use super::signals::Signals;
 use crate::app::client::Reader;
 use crate::app::{Ended, HereRun};
@@ -221,4 +221,35 @@ fn frames() -> Interval {
     let mut frames = interval(FRAME);
     frames.set_missed_tick_behavior(MissedTickBehavior::Skip);
     frames
+}
+
+/// The exit of the program after a run with this result.
+fn ended(unwritten: Option<Failure>, run: &RunId, exit: Exit) -> Result<Exit, Failure> {
+    // A closed pipe has no message.
+    let Some(cause) = unwritten.and_then(|failure| failure.message) else {
+        return Ok(exit);
+    };
+    let exit = if exit == Exit::Ok { Exit::Failed } else { exit };
+    Err(Failure::new(exit, format!("run {run} has ended, and not all of it was shown: {cause}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ended(unwritten: Option<Failure>, exit: Exit) -> Result<Exit, Failure> {
+        super::ended(unwritten, &"r-1".parse().unwrap(), exit)
+    }
+
+    #[test]
+    fn a_run_that_could_not_be_shown_reports_that_and_does_not_pass() {
+        let full = || Some(Failure::new(Exit::Failed, "cannot write to standard output: full"));
+        let failure = ended(full(), Exit::Ok).unwrap_err();
+        assert_eq!(failure.exit, Exit::Failed);
+        assert!(failure.message.unwrap().ends_with("cannot write to standard output: full"));
+        assert_eq!(ended(full(), Exit::Stopped).unwrap_err().exit, Exit::Stopped);
+        assert_eq!(ended(None, Exit::Ok), Ok(Exit::Ok));
+        let gone = Some(Failure::already_reported(Exit::Ok));
+        assert_eq!(ended(gone, Exit::Stopped), Ok(Exit::Stopped), "no one can receive it");
+    }
 }

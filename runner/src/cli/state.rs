@@ -6,8 +6,8 @@ use protocol::run::{RunRecord, Status, StepStatus};
 use protocol::time::{Millis, Timestamp};
 use serde_json::{Map, Value, json};
 
-use super::Context;
 use super::args::Ps;
+use super::context::Context;
 use super::exit::{Exit, Failure};
 use super::output::{self, Table, TextStyle, one_line, span};
 use crate::app::client::RunFilter;

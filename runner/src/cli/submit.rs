@@ -6,10 +6,11 @@ use protocol::id::PipelineId;
 use protocol::run::Parent;
 use serde_json::json;
 
+use super::context::{Context, DefaultVerbosity};
 use super::exit::{Exit, Failure};
 use super::run::{self, Order};
 use super::typed::{Rerun, Stop, Submit};
-use super::{Context, DefaultVerbosity, files, folder, job, logs, output};
+use super::{files, folder, job, logs, output};
 use crate::app::client::{Client, StartOf, StartRequest};
 use crate::app::{self, KeptRun};
 use crate::config::Config;

@@ -7,7 +7,7 @@ use protocol::dialect::{Dialect, MAX_ATTEMPTS};
 use protocol::id::{RegisteredName, RunId, StepName};
 use protocol::quantity::Span;
 
-use super::args::{dialect, param, variable};
+use super::values::{dialect, param, variable};
 
 #[derive(Debug, Args)]
 pub(super) struct Pattern {

@@ -226,6 +226,19 @@ pub(super) fn event_line(event: &Event, stopping: bool) -> Option<(String, TextS
     })
 }
 
+/// An event as published on the stream, on one line.
+pub(super) fn json_line(item: &LogItem) -> Piece {
+    let mut bytes = match item {
+        LogItem::State(event) => event.to_json(),
+        LogItem::Text(text) => text.event.to_json(),
+        LogItem::Missing(missing) => {
+            return Piece::Err(format!("[bob] missing: {missing}\n").into_bytes());
+        }
+    };
+    bytes.push(b'\n');
+    Piece::Out(bytes)
+}
+
 #[cfg(test)]
 pub(super) mod tests {
     use protocol::id::Epoch;

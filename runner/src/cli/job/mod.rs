@@ -16,8 +16,9 @@ use protocol::id::{RunId, StepName};
 use protocol::pipeline::{Pipeline, Template};
 
 pub(super) use self::settings::{Settings, is_named};
+use super::context::Context;
 use super::exit::{Exit, Failure};
-use super::{Context, output};
+use super::output;
 use crate::app;
 use crate::app::client::{LogItem, Text};
 

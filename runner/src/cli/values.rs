@@ -1,0 +1,61 @@
+//! Parsers for the values of arguments.
+
+use clap::builder::PossibleValue;
+use protocol::dialect::Dialect;
+use protocol::run::Status;
+use protocol::schema::SchemaName;
+
+use super::later::{NO_OPENAPI, OPENAPI};
+
+pub(super) fn dialect(typed: &str) -> Result<Dialect, String> {
+    let named = Dialect::NAMED.into_iter().find(|(name, _)| *name == typed);
+    named.map(|(_, dialect)| dialect).ok_or_else(|| "bob, prunner, job and ci are known".to_owned())
+}
+
+pub(super) fn variable(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("it must be NAME=VALUE")?;
+    match protocol::command::bad_variable(name, value) {
+        Some(expected) => Err(format!("it must have {expected}")),
+        None => Ok((name.to_owned(), value.to_owned())),
+    }
+}
+
+pub(super) fn param(text: &str) -> Result<(String, serde_json::Value), String> {
+    let named = text.split_once('=').filter(|(name, _)| !name.is_empty());
+    let (name, json) = named.ok_or("it must be NAME=JSON")?;
+    // The error contains the position, but none of the input.
+    let value = serde_json::from_str(json).map_err(|cause| format!("it is no JSON: {cause}"))?;
+    Ok((name.to_owned(), value))
+}
+
+pub(super) fn status(text: &str) -> Result<Status, String> {
+    serde_json::from_value(serde_json::Value::from(text)).map_err(|_unknown| {
+        "it must be one of pending, initializing, initialized, running, passed, failed, stopped"
+            .into()
+    })
+}
+
+pub(super) fn schema_names() -> impl clap::builder::TypedValueParser<Value = SchemaName> {
+    use clap::builder::TypedValueParser as _;
+    let known = SchemaName::ALL.map(SchemaName::as_str).map(PossibleValue::new);
+    let later = PossibleValue::new(OPENAPI).hide(true);
+    let names = known.into_iter().chain([later]);
+    clap::builder::PossibleValuesParser::new(names).try_map(|name| match name.as_str() {
+        OPENAPI => Err(NO_OPENAPI.to_owned()),
+        name => name.parse::<SchemaName>().map_err(|unknown| unknown.to_string()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_have_a_name_and_can_have_an_empty_value() {
+        assert_eq!(variable("A=b=c"), Ok(("A".into(), "b=c".into())));
+        assert_eq!(variable("A="), Ok(("A".into(), String::new())));
+        for bad in ["A", "=b", "A=\0"] {
+            assert!(variable(bad).is_err(), "{bad:?} was taken");
+        }
+    }
+}
