@@ -1,30 +1,30 @@
-# List what there is.
+# List the recipes.
 default:
     @just --list
 
-# Everything that must pass: formatting, lints, docs and all tests, with services of their own.
+# Run every check and every test, with services of their own.
 check:
     scripts/test
 
-# The tests that need no services.
+# Run the tests that need no services.
 test *ARGS:
     cargo test --package protocol --package runner {{ ARGS }}
 
-# The integration tests, with services started for them and stopped after.
+# Run the integration tests, with services started for them and stopped afterwards.
 it *ARGS:
     scripts/test --package integration-tests {{ ARGS }}
 
-# The integration tests against both sets of versions: this machine's, and Debian 13's.
+# Run the integration tests against both sets of versions: this machine's and Debian 13's.
 matrix *ARGS:
     scripts/test --package integration-tests --no-fail-fast {{ ARGS }}
     scripts/test --suite trixie --package integration-tests --no-fail-fast {{ ARGS }}
 
-# Play seeded histories of whole clusters: `just sim` some thousands, `just sim SEED=7` one of them
-# with all that happened, `just sim HISTORIES=1000000` so many (optimised).
+# Play seeded histories of whole clusters: `just sim` plays some thousands, `just sim SEED=7` one
+# and prints what happens, `just sim HISTORIES=1000000` this many (optimised).
 sim *ARGS:
     scripts/sim {{ ARGS }}
 
-# Write the golden files and the tables of docs/wire.md anew; read the difference before you commit it.
+# Rewrite the golden files and the tables of docs/wire.md. Review the difference before a commit.
 golden:
     BOB_GOLDEN=write cargo test --package protocol --test golden
     BOB_GOLDEN=write cargo test --workspace --test wire
@@ -37,23 +37,23 @@ up *ARGS:
 down *ARGS:
     scripts/services down {{ ARGS }}
 
-# Run a pipeline file here and now.
+# Run a pipeline file on this machine.
 run FILE *ARGS:
     cargo run --quiet --bin bob-runner -- run {{ FILE }} {{ ARGS }}
 
-# Measure, each figure beside its floor.
+# Run the benchmarks, and compare each figure with its floor.
 bench *ARGS:
     scripts/bench {{ ARGS }}
 
-# Let everything fail around three workers, and hold what came of it against the invariants.
+# Inject faults into three workers and their services, and check the invariants.
 chaos *ARGS:
     scripts/chaos {{ ARGS }}
 
-# Throw hostile bytes at whatever takes bytes from outside, a minute each: `just fuzz 600 mask` for longer.
+# Fuzz everything that processes untrusted bytes, a minute each (`just fuzz 600 mask`: ten minutes).
 fuzz *ARGS:
     scripts/fuzz {{ ARGS }}
 
-# Ask the advisory database (needs the network), and the licences, bans and sources.
+# Check advisories (needs the network), licences, bans and sources of the dependencies.
 audit:
     cargo deny check
 

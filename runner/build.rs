@@ -1,9 +1,10 @@
-//! Says which commit a release is built from: `BOB_COMMIT` where it is set, as where there is no
-//! repository, else git. A debug build does not say: it would be built anew for every commit.
+//! Embeds the commit in a release build: `BOB_COMMIT` if it is set, for example because there is no
+//! repository, else the commit that git reports. A debug build has none, because every commit would
+//! cause a rebuild.
 #![allow(
     clippy::disallowed_methods,
     clippy::print_stdout,
-    reason = "this is how a build script speaks"
+    reason = "cargo reads the output of a build script"
 )]
 
 use std::process::Command;
@@ -14,7 +15,7 @@ fn main() {
     if !is_release || std::env::var_os("BOB_COMMIT").is_some() {
         return;
     }
-    // The log of HEAD grows with each commit; a copy without a repository has neither.
+    // The log of HEAD changes with each commit. A copy without a repository has neither.
     let watched = git(&["rev-parse", "--git-path", "logs/HEAD"]);
     let commit = git(&["rev-parse", "--short=12", "HEAD"]);
     if let (Some(watched), Some(commit)) = (watched, commit) {

@@ -342,16 +342,16 @@ impl Api {
     /// If the engine does not answer.
     pub async fn described(&self, container: &str) -> String {
         let said = self.client.containers().get(container).inspect().await.expect("a container");
-        serde_json::to_string(&said).expect("as it came")
+        serde_json::to_string(&said).expect("valid JSON")
     }
 
-    /// The directory of the engine's host with what changed in a container.
+    /// The directory on the engine's host that holds the changes of a container.
     ///
     /// # Panics
     /// If the engine does not answer, or has no such directory.
     pub async fn changed_dir(&self, container: &str) -> std::path::PathBuf {
         let said = self.client.containers().get(container).inspect().await.expect("a container");
-        let said = serde_json::to_value(said).expect("as it came");
+        let said = serde_json::to_value(said).expect("valid JSON");
         let dir = said["GraphDriver"]["Data"]["UpperDir"].as_str();
         dir.expect("a directory of an overlay").into()
     }
@@ -362,7 +362,7 @@ impl Api {
     /// If the engine does not answer.
     pub async fn described_image(&self, image: &str) -> String {
         let said = self.client.images().get(image).inspect().await.expect("an image");
-        serde_json::to_string(&said).expect("as it came")
+        serde_json::to_string(&said).expect("valid JSON")
     }
 
     /// Builds an image from a Dockerfile, in Docker's format, under a name.
@@ -401,7 +401,7 @@ impl Api {
     /// If the engine does not answer.
     pub async fn settings_of(&self, image: &str) -> serde_json::Value {
         let said = self.client.images().get(image).inspect().await.expect("an image");
-        let said = serde_json::to_value(said).expect("as it came");
+        let said = serde_json::to_value(said).expect("valid JSON");
         let health = said.get("Healthcheck").or_else(|| said.get("HealthCheck"));
         serde_json::json!({"config": said["Config"], "health": health})
     }

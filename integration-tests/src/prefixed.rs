@@ -38,7 +38,7 @@ impl Prefixed {
 }
 
 fn inside(prefix: &str, key: &str) -> String {
-    key.strip_prefix(prefix).expect("it was asked for below the prefix").to_owned()
+    key.strip_prefix(prefix).expect("a key below the prefix").to_owned()
 }
 
 #[async_trait]

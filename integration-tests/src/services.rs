@@ -330,8 +330,8 @@ impl OwnServices {
         &self.services
     }
 
-    /// Runs `stop`, `start`, `restart`, `kill`, `pause`, `unpause`, `alarm` or `unalarm` for a service,
-    /// without blocking the runtime.
+    /// Runs `stop`, `start`, `restart`, `kill`, `pause`, `unpause`, `alarm` or `unalarm` for a
+    /// service, without blocking the runtime.
     ///
     /// # Panics
     /// If that fails.

@@ -1,8 +1,8 @@
 //! Reports tests that do not run because something that they need is missing.
 //!
 //! The test programs of one `cargo test` have the same parent process. A file of that process
-//! records each skipped test. The program that cargo runs last (`runner/tests/zz_skipped.rs`) counts
-//! them.
+//! records each skipped test. The program that cargo runs last (`runner/tests/zz_skipped.rs`)
+//! counts them.
 
 #![allow(clippy::expect_used, clippy::panic, reason = "a test may panic")]
 

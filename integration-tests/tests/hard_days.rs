@@ -83,7 +83,7 @@ async fn a_run_continues_during_a_broker_restart_and_loses_no_event() {
     for (epoch, mut seqs) in owners {
         seqs.dedup();
         let expected: Vec<u64> = (0..seqs.len() as u64).collect();
-        assert_eq!(seqs, expected, "no event of {epoch:?} is missing or out of its place");
+        assert_eq!(seqs, expected, "no event of {epoch:?} is missing or out of order");
     }
     let lines: usize = events
         .iter()
@@ -114,7 +114,7 @@ async fn a_command_waits_while_etcd_is_unavailable_and_is_not_requeued_repeatedl
     rig.start(&run, &rig.pipeline("interrupted", &["hang"])).await;
     rig.event(&run, "StepStarted").await;
     own.control("pause", "etcd").await;
-    // Delivered to nobody, or requeued once.
+    // No worker receives it during the outage, or one requeues it once.
     rig.start(&rig.run("waits"), &rig.pipeline("waits", &["exit 0"])).await;
     own.control("unpause", "etcd").await;
     assert_eq!(rig.settled(&rig.run("waits")).await.status, Status::Passed);
@@ -182,7 +182,7 @@ async fn a_run_outlives_the_brokers_acknowledgement_timeout() {
     assert_eq!(record.node.as_ref(), Some(&first));
     let events = rig.events_of(&run).await;
     let node_changes = events.iter().filter(|event| event.node.as_ref() != Some(&first)).count();
-    assert_eq!(node_changes, 0, "it finishes on its first worker");
+    assert_eq!(node_changes, 0, "the run ends on its first worker");
     let jobs = until("the queue is empty", || async {
         let path = format!("queues/{}/{}", vhost.name, names::JOBS_QUEUE);
         let queue = vhost.management.get(&path).await;
@@ -242,7 +242,7 @@ async fn workers_wait_for_a_full_store_and_lose_no_command() {
         (stats.as_u64() >= Some(1)).then_some(())
     })
     .await;
-    assert_eq!(lease_is_kept().await, before, "the node is there, and could not write");
+    assert_eq!(lease_is_kept().await, before, "the entry is kept, but not rewritten");
     assert!(before.is_some());
 
     alarm(&own, etcd_client::AlarmAction::Deactivate).await;
@@ -251,7 +251,7 @@ async fn workers_wait_for_a_full_store_and_lose_no_command() {
     assert_eq!(rig.settled(&late).await.status, Status::Passed);
     std::fs::write(&sign, "").unwrap();
     let record = rig.settled(&continues).await;
-    assert_eq!((record.status, record.attempt), (Status::Passed, 1), "it was never interrupted");
+    assert_eq!((record.status, record.attempt), (Status::Passed, 1), "the run was not interrupted");
     let refused = rig.run("refused");
     rig.start_stored(&refused, "paused").await;
     assert_eq!(rig.settled(&refused).await.cause, Some(Cause::Paused));

@@ -17,7 +17,7 @@ async fn a_run_can_have_two_hundred_steps() {
     }
     let (_, kept) = bench.pass(&on, &shell(200, "wc -l < /count")).await;
     assert_eq!(kept.text(), "200\n");
-    assert!(deepest < 100, "{deepest} layers were one on the other");
+    assert!(deepest < 100, "{deepest} layers were stacked");
     bench.destroy().await;
 }
 

@@ -88,7 +88,7 @@ async fn no_process_survives_the_stop_of_its_step() {
         std::fs::read(entry.path().join("cmdline"))
             .is_ok_and(|words| words.split(|byte| *byte == 0).any(|word| word == mark.as_bytes()))
     });
-    assert!(!found, "a process of the step runs on");
+    assert!(!found, "a process of the step is still running");
     bench.destroy().await;
 }
 

@@ -133,7 +133,7 @@ async fn a_message_is_persistent_and_names_its_type() {
     queue.publish(Route::Jobs, sent).await.unwrap();
     let channel = raw::channel(&options).await;
     let get = channel.basic_get(names::JOBS_QUEUE.into(), BasicGetOptions { no_ack: true }).await;
-    let got = get.unwrap().expect("it is there").delivery;
+    let got = get.unwrap().expect("a message in the queue").delivery;
     let text = |value: &Option<lapin::types::ShortString>| {
         value.as_ref().map(|value| value.as_str().to_owned())
     };

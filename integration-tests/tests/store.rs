@@ -353,7 +353,7 @@ async fn a_member_that_is_down_or_hangs_is_not_used_again() {
         put(&etcd, &key, "2").await;
         entry(next(&mut changes).await);
     }
-    drop(Etcd::connect(&options).await.expect("the others are enough"));
+    drop(Etcd::connect(&options).await.expect("a connection to the other members"));
     own.control("start", "etcd-1").await;
 
     own.control("pause", "etcd-2").await;

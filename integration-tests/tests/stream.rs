@@ -275,7 +275,7 @@ async fn events_that_a_worker_left_on_disk_are_published_by_the_next_worker() {
     assert_eq!(
         foreign.close_and_save().await,
         next.close_and_save().await,
-        "neither leaves anything"
+        "neither leaves events on disk"
     );
     assert_eq!(std::fs::read_dir(vhost.spill.path()).unwrap().count(), 0);
 }
@@ -310,7 +310,7 @@ async fn events_that_cannot_be_saved_when_the_worker_exits_are_counted() {
         }
     })
     .await;
-    // No file can be created where the directory was.
+    // Move the directory away, so that no file can be created in it.
     let dir = std::fs::read_dir(vhost.spill.path()).unwrap().next().unwrap().unwrap().path();
     std::fs::rename(&dir, dir.with_extension("elsewhere")).unwrap();
     let left = events.close_and_save().await;
@@ -339,7 +339,7 @@ async fn emitters_wait_for_the_broker_if_the_disk_allowance_is_full() {
         emitted += 1;
     }
     let bytes = emitted * 60_000;
-    assert!((12 << 20..32 << 20).contains(&bytes), "{bytes} bytes were taken");
+    assert!((12 << 20..32 << 20).contains(&bytes), "{bytes} bytes were accepted");
     // The future was dropped, so this event was not accepted and its number is used again.
     let rest = emit(&events, &run, emitted..emitted + 200, &text);
     let (last, ()) = tokio::join!(rest, own.control("start", "rabbitmq"));
@@ -361,7 +361,7 @@ async fn discarded_events_are_sent_neither_from_memory_nor_from_disk() {
         emit(&events, &lost, seq..seq + 1, &text).await;
         last = emit(&events, &kept, seq + 1..seq + 2, &text).await;
     }
-    assert!(on_disk(&vhost) > 10_000_000, "some of both is on disk");
+    assert!(on_disk(&vhost) > 10_000_000, "events of both runs are on disk");
     events.discard(&lost, Epoch(7));
     own.control("start", "rabbitmq").await;
     confirmed(&events, last).await;
@@ -371,7 +371,7 @@ async fn discarded_events_are_sent_neither_from_memory_nor_from_disk() {
     loop {
         let published = in_time("an event", stream.next()).await.unwrap().unwrap();
         let event = published.event().unwrap();
-        assert_eq!(event.run_id.as_ref(), Some(&kept), "nothing of the lost run");
+        assert_eq!(event.run_id.as_ref(), Some(&kept), "no event of the lost run is published");
         seqs.extend(event.seq);
         if Some(published.offset) == end {
             break;

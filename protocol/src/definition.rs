@@ -84,7 +84,8 @@ pub fn read(record: &[u8], definition: Option<&[u8]>) -> serde_json::Result<Stor
 }
 
 /// The base image of a run, from its record and the key of its immutable parts. Everything else is
-/// ignored, so that entries of later versions can be read. `None`: it has none, or the JSON is invalid.
+/// ignored, so that entries of later versions can be read. `None`: it has none, or the JSON is
+/// invalid.
 #[must_use]
 pub fn image_of(record: &[u8], definition: Option<&[u8]>) -> Option<String> {
     #[derive(Deserialize)]
@@ -99,8 +100,8 @@ pub fn image_of(record: &[u8], definition: Option<&[u8]>) -> Option<String> {
     image(record).or_else(|| image(definition?))
 }
 
-/// The mounts of the steps of a run, as written, from its record and the key of its immutable parts.
-/// Everything else is ignored, as for [`image_of`].
+/// The mounts of the steps of a run, as written, from its record and the key of its immutable
+/// parts. Everything else is ignored, as for [`image_of`].
 #[must_use]
 pub fn mounts_of(record: &[u8], definition: Option<&[u8]>) -> Vec<String> {
     let mounts = |json: &[u8]| {

@@ -23,7 +23,8 @@ pub fn node_queue(node: &NodeId) -> String {
     format!("bob.jobs.{node}")
 }
 
-/// Header of a start that is published again because no worker could take it: how often that happened.
+/// Header of a start that is published again because no worker could take it: how often that
+/// happened.
 pub const HEADER_REJECTIONS: &str = "bob-rejections";
 /// Stream filter property of RabbitMQ 3.13 and later. Its value is the run id.
 pub const HEADER_STREAM_FILTER: &str = "x-stream-filter-value";

@@ -49,7 +49,7 @@ fn outputs(input: &Path) -> (Option<String>, Option<String>) {
 fn every_golden_file_gives_its_recorded_plan_and_faults() {
     let write = is_writing();
     let inputs = inputs();
-    assert!(inputs.len() > 10, "the golden files are gone");
+    assert!(inputs.len() > 10, "the golden files are missing");
     let mut wrong = Vec::new();
     for input in inputs {
         let (plan, faults) = outputs(&input);
@@ -87,7 +87,10 @@ fn every_golden_file_has_an_input() {
             let path = entry.unwrap().path().display().to_string();
             for ending in [".plan.json", ".faults.txt"] {
                 if let Some(input) = path.strip_suffix(ending) {
-                    assert!(inputs.iter().any(|known| known == input), "{path} belongs to nothing");
+                    assert!(
+                        inputs.iter().any(|known| known == input),
+                        "{path} does not belong to an input file"
+                    );
                 }
             }
         }
@@ -120,7 +123,7 @@ fn no_output_contains_a_secret_of_a_golden_file() {
             assert!(!shown.contains("s3cret"), "{}: {shown}", input.display());
         }
     }
-    assert!(seen >= 3, "the files with secrets are gone");
+    assert!(seen >= 3, "the files with secrets are missing");
 }
 
 #[test]

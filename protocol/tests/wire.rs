@@ -1,4 +1,4 @@
-//! The tables of `docs/wire.md` name what the types name, and nothing else.
+//! The tables of `docs/wire.md` contain exactly the names in the types.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
 
 mod tables;

@@ -6,17 +6,18 @@
 //! | [`cli`] | the commands of the program |
 //! | [`cluster`] | RabbitMQ and etcd behind the ports |
 //! | [`config`] | every setting: file, variables, flags, all faults at once |
-//! | [`egress`] | which addresses the worker connects to because a message names them |
+//! | [`egress`] | decides to which addresses the worker may connect on behalf of a message |
 //! | [`embedded`] | the same ports in one process over one file |
-//! | [`exec`] | where steps run |
+//! | [`exec`] | the executors that run steps |
 //! | [`host`] | clocks, memory and load of the machine |
-//! | [`ports`] | what a worker needs of the world: traits only |
-//! | [`rules`] | decides what should happen; pure |
+//! | [`ports`] | the worker's interface to the outside: traits and small types |
+//! | [`rules`] | decides what a run does next; pure |
 //! | [`telemetry`] | the worker's own log |
 //! | [`transfer`] | resources in, artifacts and logs out, over HTTP |
-//! | [`worker`] | makes it happen |
+//! | [`worker`] | consumes commands, and owns and drives runs |
 //!
-//! `ARCHITECTURE.md` walks a run through them; `tests/layers.rs` holds them to who may import whom.
+//! `ARCHITECTURE.md` follows a run through the rooms. `tests/layers.rs` checks which room imports
+//! which.
 
 pub mod app;
 pub mod cli;

@@ -28,7 +28,7 @@ fn main() -> ExitCode {
         }
     };
     let exit = runtime.block_on(cli::main(typed, Environment::of_process()));
-    // What still waits, such as a read from a terminal, does not keep the program from ending.
+    // A pending task, such as a read from a terminal, must not keep the program running.
     runtime.shutdown_background();
     exit.into()
 }

@@ -2,8 +2,8 @@
 //! prunner (D). A row needs a test in embedded mode, and one in a cluster if it is about running
 //! something.
 //!
-//! A comment directly above a test lists its rows: `// Rows: A12, C3`. Tests that need an engine but
-//! no cluster are beside the cluster tests, and their comment starts with `// Rows (embedded):`.
+//! A comment directly above a test lists its rows: `// Rows: A12, C3`. Tests that need an engine
+//! but no cluster are next to the cluster tests. Their comment starts with `// Rows (embedded):`.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::collections::BTreeSet;

@@ -62,7 +62,7 @@ fn exit_codes() -> Table {
     names("runner/exit codes", codes.into_iter().map(|exit| (exit as u8).to_string()))
 }
 
-/// Lists the exit codes so that the compiler misses one that is not listed.
+/// Lists the exit codes one by one, so that the compiler reports a missing one.
 fn next(exit: Exit) -> Option<Exit> {
     match exit {
         Exit::Ok => Some(Exit::Failed),

@@ -45,7 +45,7 @@ chmod 0755 "$policy"
 
 export DEBIAN_FRONTEND=noninteractive
 options=(-o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 -o Dpkg::Use-Pty=0)
-apt-get "${options[@]}" update || echo 'apt-get update had faults: going on with the lists there are' >&2
+apt-get "${options[@]}" update || echo 'apt-get update failed: continuing with the existing package lists' >&2
 apt-get "${options[@]}" install --yes --no-install-recommends "$@" </dev/null
 
 for unit in $boot_units; do

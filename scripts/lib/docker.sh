@@ -6,7 +6,7 @@ docker_units() { [ -n "$(docker_refused)" ] || echo docker; }
 
 docker_socket() { printf '%s' "$INSTANCE/docker/docker.sock"; }
 
-# Why there is no daemon. Empty if there is one.
+# The reason why the daemon did not start. Empty if it did.
 docker_refused() { cat "$INSTANCE/docker-refused" 2>/dev/null || true; }
 
 docker_refuse() {

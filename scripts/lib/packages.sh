@@ -57,7 +57,7 @@ install_packages() {
   log=$(mktemp)
   if ! ${sudo[@]+"${sudo[@]}"} bash "$ROOT/scripts/lib/apt-install.sh" "$SERVER_UNITS" "$@" >"$log" 2>&1; then
     tail -n 30 "$log" >&2
-    die "the packages could not be installed; apt's last words stand above, all of them in $log" \
+    die "the packages could not be installed; the end of apt's output is above, and all of it in $log" \
       "try it by hand: apt-get update && apt-get install --no-install-recommends $*"
   fi
   rm -f "$log"

@@ -87,7 +87,7 @@ podman_await() {
   podman_has_image || make_base_image "$TEST_IMAGE"
   [ ! -e "$INSTANCE/podman-tried" ] || return 0
   if ! podman_runs_a_container && ! grep -q '^cgroups' "$INSTANCE/conf/podman/containers.conf"; then
-    say "podman cannot run a container in $SERVICE_USER's systemd session: going on without cgroups"
+    say "podman cannot run a container in $SERVICE_USER's systemd session: continuing without cgroups"
     podman_containers_conf disabled >"$INSTANCE/conf/podman/containers.conf"
     end_unit podman TERM 10
     podman_start

@@ -108,7 +108,7 @@ unit_failed() {
   say "--- the end of $INSTANCE/logs/$1.log"
   tail -n 30 "$INSTANCE/logs/$1.log" >&2 || true
   say '---'
-  die "$1 of the services \"$NAME\" $2; the end of its log stands above"
+  die "$1 of the services \"$NAME\" $2; the end of its log is above"
 }
 
 # The pids of all processes of the instance. Units and podman's helpers (the pause process, conmon,

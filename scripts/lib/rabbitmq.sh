@@ -116,7 +116,7 @@ rabbitmq_unalarm() { rabbitmq_set_watermark absolute "$RABBITMQ_MEMORY"; }
 rabbitmq_set_watermark() {
   local -a as
   in_suite as "ERL_EPMD_PORT=$(port_of epmd)"
-  # It looks into its working directory, which the service user may not enter.
+  # It reads its working directory, but the service user might not have access to the current one.
   (cd / && "${as[@]}" /usr/lib/rabbitmq/bin/rabbitmqctl --quiet --node "$(rabbitmq_node)" \
     set_vm_memory_high_watermark "$@")
 }

@@ -71,7 +71,7 @@ suite_make() {
       chroot "$tree.new" apt-get clean
   } >"$log" 2>&1 </dev/null || {
     tail -n 20 "$log" >&2
-    die "no Debian $SUITE tree could be made from $mirror; the end of the log stands above"
+    die "no Debian $SUITE tree could be made from $mirror; the end of the log is above"
   }
   printf '%s' "$SUITE_PACKAGES" >"$tree.new/.complete"
   mv "$tree.new" "$tree"

@@ -17,7 +17,7 @@ make_certificates() {
     make_certificate wrong-ca wrong-client bob clientAuth
   ) >"$INSTANCE/logs/openssl.log" 2>&1 || {
     tail -n 20 "$INSTANCE/logs/openssl.log" >&2
-    die 'openssl could not make the certificates; its words stand above'
+    die 'openssl could not make the certificates; its message is above'
   }
   is_root && chown -R "$SERVICE_UID:$SERVICE_GID" "$to"
   touch "$to/done"

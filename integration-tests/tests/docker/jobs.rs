@@ -7,7 +7,7 @@ use tokio::process::Command;
 
 use super::engine::{Engine, engines};
 
-/// Runs a job file with `bob-runner run` where only a Docker engine can be found.
+/// Runs a job file with `bob-runner run` in an environment with only a Docker engine.
 async fn run(engine: &Engine, dir: &std::path::Path, jobs: &str) -> Output {
     std::fs::write(dir.join("jobs.yml"), jobs).unwrap();
     Command::new(env!("CARGO_BIN_EXE_bob-runner-under-test"))

@@ -70,7 +70,11 @@ async fn output_arrives_byte_for_byte() {
             assert_eq!((&written.0[..], &written.1[..]), (*stdout, *stderr), "{line}");
         }
         let long = "head -c 3000000 /dev/zero | tr '\\0' x";
-        assert_eq!(bench.written(long, json!({})).await.0.len(), 3_000_000, "a line without end");
+        assert_eq!(
+            bench.written(long, json!({})).await.0.len(),
+            3_000_000,
+            "a line without a newline"
+        );
         bench.destroy().await;
     }
 }
@@ -320,12 +324,15 @@ async fn the_next_owner_ends_containers_of_the_last_one_and_older_owners_do_no_h
             tokio::join!(running, harming).0
         };
         let ran = runs().await;
-        assert_eq!(ran.unwrap().0.exit.code, 137, "it ended otherwise");
+        assert_eq!(ran.unwrap().0.exit.code, 137, "it must end by SIGKILL");
         let left = bench.docker.leftovers().await.unwrap();
         assert_eq!(left.iter().filter(|left| left.run == bench.run.run).count(), 1);
         let third = RunScope { epoch: Epoch(3), ..bench.run.clone() };
         bench.docker.end(&third).await.unwrap();
-        assert!(containers(&engine, &bench.run.run).await.is_empty(), "the third owner ends all");
+        assert!(
+            containers(&engine, &bench.run.run).await.is_empty(),
+            "a later owner ends all containers"
+        );
         bench.destroy().await;
     }
 }

@@ -120,7 +120,7 @@ impl Content {
     }
 }
 
-/// The annotations of a container of an image, as the engine hands them to the runtime.
+/// The annotations of a container of an image, as the engine passes them to the runtime.
 async fn annotations_of_container(url: &str, image: &str) -> Value {
     let body = json!({ "image": image, "command": ["true"] }).to_string().into_bytes();
     let created = ask(url, Method::POST, "/containers/create", body).await;
@@ -184,7 +184,7 @@ async fn annotations_that_change_after_the_check_have_no_effect() {
     content.load(&evil, json!({ annotation: NO_FILTER })).await;
     match bench.try_step(&base, &shell(0, "true")).await {
         Err(error) => named(&error, annotation),
-        // podman 5 hands no annotations of an image to the runtime.
+        // podman 5 does not pass the annotations of an image to the runtime.
         Ok(_) => assert_eq!(annotations_of_container(&bench.url, &evil).await, json!(null)),
     }
     bench.destroy().await;

@@ -51,7 +51,7 @@ async fn a_worker_does_not_read_host_files_that_a_message_names() {
         assert!(record.to_string().contains(why), "{step}: {record:#}");
     }
     for made in [&open, &closed] {
-        assert_eq!(std::fs::read_to_string(made.join("file")).unwrap(), "", "it was written to");
+        assert_eq!(std::fs::read_to_string(made.join("file")).unwrap(), "", "the file was changed");
     }
     server.end().await;
 }

@@ -1,4 +1,4 @@
-//! A rerun takes over the images and results of a run, and must not show them to anybody else.
+//! A rerun takes over the images and results of a run, and must not disclose them to other steps.
 
 use serde_json::json;
 

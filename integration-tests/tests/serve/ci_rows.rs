@@ -122,9 +122,9 @@ async fn no_cluster_job_is_lost_with_its_worker_and_no_second_run_is_silent() {
         let counts = ["begun", "ended"].map(|what| lines(&place, &format!("{name}.{what}")).len());
         assert_eq!(counts, [1 + twice, 1], "{name}");
         let events = reader::events_of(&place, run).await;
-        let is_told =
+        let is_reported =
             |event: &Value| event["reason"] == "PipelineRunResumed" && event["cause"] == "lost";
-        assert_eq!(events.iter().filter(|event| is_told(event)).count(), twice, "{name}");
+        assert_eq!(events.iter().filter(|event| is_reported(event)).count(), twice, "{name}");
     }
     second.end().await;
 }

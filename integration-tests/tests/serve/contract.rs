@@ -1,4 +1,4 @@
-//! A command becomes a run, and both kinds of readers see it as specified in docs/wire.md section 4.
+//! A command becomes a run, and both kinds of readers see it as docs/wire.md specifies (section 4).
 
 use serde_json::{Value, json};
 

@@ -45,7 +45,7 @@ async fn one_graph_can_have_container_steps_and_host_steps() {
     assert!(one == two && one.contains(&run), "steps of the host share their run's directory");
     server.end().await;
     crate::after::assert_nothing_is_left(&place, &run, &events).await;
-    assert!(!Path::new(one.trim()).exists(), "nor is that directory");
+    assert!(!Path::new(one.trim()).exists(), "the directory of the run is left");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

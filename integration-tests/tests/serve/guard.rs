@@ -56,7 +56,7 @@ async fn in_the_fourth_step(place: &TestEnv, outside: &Outside, name: &str) -> S
 }
 
 /// Lets an interrupted run repeat its fourth step, and checks that nothing else was lost.
-async fn assert_it_goes_on(place: &TestEnv, outside: &Outside, run: &str) {
+async fn assert_resumes(place: &TestEnv, outside: &Outside, run: &str) {
     in_time("the fourth step, again", outside.reaches("/gate", 2)).await;
     outside.open.send_replace(true);
     let record = place.keys.settled(run).await;
@@ -80,8 +80,8 @@ async fn the_guard_kills_the_step_of_a_frozen_worker_without_any_other_worker() 
     server.signal(Signal::STOP);
     nothing_runs(&place, &run).await;
     server.signal(Signal::CONT);
-    assert_it_goes_on(&place, &outside, &run).await;
-    assert_eq!(guards(&server).len(), 1, "it is guarded as before");
+    assert_resumes(&place, &outside, &run).await;
+    assert_eq!(guards(&server).len(), 1, "the worker is still guarded");
     server.end().await;
 }
 
@@ -104,7 +104,7 @@ async fn the_guard_kills_the_step_of_a_killed_worker_and_exits() {
     let log = server.log();
     assert!(log.contains("are killed: its worker "), "{log}");
     let next = place.serve(&settings).await;
-    assert_it_goes_on(&place, &outside, &run).await;
+    assert_resumes(&place, &outside, &run).await;
     next.end().await;
 }
 
@@ -120,7 +120,7 @@ async fn a_guard_that_dies_is_replaced_by_one_with_the_same_knowledge() {
     server.signal(Signal::STOP);
     nothing_runs(&place, &run).await;
     server.signal(Signal::CONT);
-    assert_it_goes_on(&place, &outside, &run).await;
+    assert_resumes(&place, &outside, &run).await;
     assert_eq!(server.log().matches("the guard of this worker has ended by itself").count(), 1);
     server.end().await;
 }
@@ -136,10 +136,10 @@ async fn the_guard_of_a_draining_worker_exits_with_it_and_kills_nothing() {
     let next = place.serve(&[]).await;
     server.signal(Signal::TERM);
     assert_eq!(server.ended().await, Some(0));
-    assert!(!is_guard(guard), "it has outlived its worker");
+    assert!(!is_guard(guard), "the guard has outlived its worker");
     let log = server.log();
     assert!(!log.contains("are killed") && !log.contains("guard"), "{log}");
-    assert_it_goes_on(&place, &outside, &run).await;
+    assert_resumes(&place, &outside, &run).await;
     let events = reader::events_of(&place, &run).await;
     let resumed = events.iter().find(|event| event["reason"] == "PipelineRunResumed").unwrap();
     assert_eq!(resumed["cause"], json!("handed-over"));

@@ -70,7 +70,7 @@ async fn jobs_of_all_kinds_run_in_order_and_pass_on_their_results() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_undeliverable_callback_does_not_block_its_run_and_another_worker_retries_it() {
     let Some(place) = TestEnv::new().await else { return };
-    // The address is known before anybody listens there.
+    // Reserve an address at which no server listens yet.
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let at = listener.local_addr().unwrap();
     drop(listener);

@@ -174,11 +174,11 @@ async fn artifacts_are_uploaded_to_the_output_store_of_the_worker() {
         let flat = ["a.txt", "b.txt", "dir/below/c", "result.json"].map(read);
         assert_eq!(flat, ["1\n", "2\n", "3\n", "{\"n\":1}\n"], "{step}");
         assert_eq!(record["steps"][position]["result"], json!({ "n": 1 }));
-        let is_told = events.iter().any(|event| {
+        let is_reported = events.iter().any(|event| {
             let said = event["message"].as_str().unwrap_or_default();
             event["step"] == step && said.contains("there is no file nothing to keep")
         });
-        assert!(is_told, "{step}: {events:#?}");
+        assert!(is_reported, "{step}: {events:#?}");
     }
     server.end().await;
 }

@@ -33,8 +33,9 @@ async fn epoch_of(place: &TestEnv, run: &str, epoch: &Value, last: u64) -> Vec<S
     texts
 }
 
-/// The worker reports each wait at its end that lasts until its limit. Without one, it has ended within
-/// its drain time, its kill grace, and what it gives a broker that is unavailable.
+/// Checks that no wait of an exiting worker has reached its time limit. The worker logs each one
+/// that does. Otherwise it exits within its drain time, its kill grace, and the time that it allows
+/// an unavailable broker.
 pub(crate) fn assert_no_wait_ran_out(worker: &Server) {
     let log = worker.log();
     for late in ["have not ended in time", "has ended in time"] {

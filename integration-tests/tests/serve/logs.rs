@@ -37,14 +37,14 @@ async fn the_output_of_steps_is_published_byte_for_byte() {
     let long = format!("{}\nafter\n", "x".repeat(1 << 20));
     assert!(take("long", "stdout") == long.into_bytes(), "a line of 1 MiB is whole");
     let letters = "\u{e4}\u{20ac}\u{1f600}".repeat(100_000);
-    assert!(take("letters", "stdout") == letters.into_bytes(), "no letter is lost");
+    assert!(take("letters", "stdout") == letters.into_bytes(), "no character is lost");
     let is_cut = |event: &Value| event["step"] == "letters" && event.get("encoding").is_some();
-    assert!(!events.iter().any(is_cut), "a split falls between letters");
+    assert!(!events.iter().any(is_cut), "texts are split between characters");
     let many: String = (1..=100_000).fold(String::new(), |mut all, number| {
         writeln!(all, "{number}").unwrap();
         all
     });
-    assert!(take("many", "stdout") == many.into_bytes(), "100,000 lines are all there");
+    assert!(take("many", "stdout") == many.into_bytes(), "no line is lost");
     assert!(outputs.is_empty(), "nothing else was written: {:?}", outputs.keys());
     server.end().await;
 }

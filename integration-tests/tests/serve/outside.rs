@@ -12,7 +12,7 @@ use crate::reader;
 use crate::server::{Request, Server, nobody};
 use crate::writing::{binary, odd_lines, step, writes, written};
 
-/// What a server received: the request lines, and the body stored for each path.
+/// The requests that a server received: their lines, and the body stored for each path.
 #[derive(Clone, Default)]
 struct ReceivedRequests {
     lines: Arc<Mutex<Vec<String>>>,

@@ -154,7 +154,7 @@ impl TestEnv {
         self.command(Path::new(env!("CARGO_BIN_EXE_bob-runner-under-test")), typed, settings)
     }
 
-    /// Another program with the variables of ours.
+    /// Another program, with the same variables.
     pub(crate) fn command(
         &self,
         program: &Path,
@@ -248,7 +248,7 @@ impl Server {
     /// Ends it like a service manager.
     pub(crate) async fn end(mut self) {
         self.signal(Signal::TERM);
-        assert_eq!(self.ended().await, Some(0), "a drain ends well");
+        assert_eq!(self.ended().await, Some(0), "the drain must succeed");
         assert!(!self.log().contains("panicked"), "nothing panics");
     }
 

@@ -181,7 +181,11 @@ async fn scripts_use_variables_and_a_missing_one_fails_its_task() {
     );
     let run = submit(&place, "lacks", &lacks, &json!({})).await;
     let (events, record) = run.ended().await;
-    assert_eq!(how(&record), ("failed", "template"), "it may fail, but not so: {record}");
+    assert_eq!(
+        how(&record),
+        ("failed", "template"),
+        "a failed template is never allowed: {record}"
+    );
     assert!(message(&record).contains("needs a variable tag"), "{record}");
     assert_eq!(lines(&events, "t"), "", "a script is rendered before any of it runs");
     assert_eq!(states(&record), are(&[("t", "failed")]));
@@ -272,10 +276,10 @@ async fn a_failing_task_ends_the_running_ones_and_no_other_task_starts() {
     let pipeline = pipeline(&ONE_FAILS.replace("WAIT", "exec sleep 1000"));
     let run = submit(&place, "fast", &pipeline, &json!({})).await;
     let (_, record) = run.ended().await;
-    assert_eq!(how(&record), ("failed", "exit-code"), "it was not a stop: {record}");
+    assert_eq!(how(&record), ("failed", "exit-code"), "a failure is not a stop: {record}");
     assert!(message(&record).contains("step fails: exit code 4"), "the first failure: {record}");
     let left = [("early", "passed"), ("fails", "failed"), ("runs", "stopped")];
-    assert_eq!(states(&record), are(&left), "the others never began");
+    assert_eq!(states(&record), are(&left), "the other tasks never started");
     assert_eq!((exit_code(&record, "early"), exit_code(&record, "fails")), (json!(0), json!(4)));
     for step in record["steps"].as_array().unwrap() {
         assert!(step["started-at"].is_string() && step["completed-at"].is_string(), "{step}");
@@ -341,7 +345,7 @@ async fn on_error_receives_the_failure_and_does_not_change_the_result() {
     assert_eq!(how(&record), ("failed", "exit-code"), "{record}");
     assert!(message(&record).contains("step t: exit code 5"), "{record}");
     assert_eq!(states(&record), are(&[("on_error", "failed"), ("t", "failed")]));
-    assert_eq!(exit_code(&record, "on_error"), 9, "its own failure is its own");
+    assert_eq!(exit_code(&record, "on_error"), 9, "its own exit code is recorded");
 
     let fine = pipeline(&format!("tasks: {{ t: {{ script: [echo] }} }}, {last}"));
     let (_, record) = submit(&place, "fine", &fine, &vars).await.ended().await;
@@ -355,7 +359,7 @@ async fn on_error_receives_the_failure_and_does_not_change_the_result() {
     place.stop(&run.id).await;
     let (_, record) = run.ended().await;
     assert_eq!(how(&record), ("stopped", "user"), "{record}");
-    assert_eq!(states(&record), are(&[("t", "stopped")]), "nor if the run is stopped");
+    assert_eq!(states(&record), are(&[("t", "stopped")]), "`on_error` does not run after a stop");
     server.end().await;
 }
 

@@ -82,8 +82,8 @@ pub(crate) fn assert_gapless(events: &[Value]) {
     }
 }
 
-/// The output of a run's steps, by step and stream, reassembled as specified in docs/wire.md section 4.
-/// Also checks every rule for `Log` events.
+/// The output of a run's steps, by step and stream, reassembled as specified in docs/wire.md
+/// section 4. Also checks every rule for `Log` events.
 pub(crate) fn outputs(events: &[Value]) -> BTreeMap<(String, String), Vec<u8>> {
     let mut outputs: BTreeMap<(String, String), Vec<u8>> = BTreeMap::new();
     for event in events {

@@ -111,19 +111,19 @@ async fn in_the_fourth_step(place: &TestEnv, outside: &Outside, name: &str) -> (
     (first, second)
 }
 
-async fn assert_it_went_on(place: &TestEnv, outside: &Outside, run: &str, cause: &str) {
-    let all = went_on(place, outside, run, cause).await;
+async fn assert_resumed(place: &TestEnv, outside: &Outside, run: &str, cause: &str) {
+    let all = resumed_events(place, outside, run, cause).await;
     assert_nothing_is_left(place, run, &all).await;
 }
 
 /// Checks that a run was resumed at its fourth step. Returns its events.
-async fn went_on(place: &TestEnv, outside: &Outside, run: &str, cause: &str) -> Vec<Value> {
+async fn resumed_events(place: &TestEnv, outside: &Outside, run: &str, cause: &str) -> Vec<Value> {
     let record = place.keys.settled(run).await;
     assert_eq!((&record["status"], &record["attempt"]), (&json!("passed"), &json!(2)), "{record}");
     for step in [0, 1, 2, 4, 5] {
         assert_eq!(outside.count(&format!("/{step}")), 1, "step {step} ran once");
     }
-    assert_eq!(outside.count("/3"), 2, "the step that was cut off ran again");
+    assert_eq!(outside.count("/3"), 2, "the interrupted step ran again");
     let events = reader::events_of(place, run).await;
     let newest = events.iter().filter_map(|event| event["epoch"].as_i64()).max().unwrap();
     let (late, new): (Vec<Value>, Vec<Value>) =
@@ -151,7 +151,7 @@ async fn the_run_of_a_killed_worker_resumes_at_its_current_step() {
     first.ended().await;
     outside.reaches("/gate", 2).await;
     outside.open.send_replace(true);
-    assert_it_went_on(&place, &outside, &place.run("killed"), "lost").await;
+    assert_resumed(&place, &outside, &place.run("killed"), "lost").await;
     second.end().await;
 }
 
@@ -176,8 +176,12 @@ async fn a_worker_that_wakes_after_a_freeze_changes_nothing() {
     let next = place.run("next");
     place.start(&next, &place.pipeline("next", &json!([{ "cmd": "true" }]))).await;
     place.keys.settled(&next).await;
-    assert_eq!(place.keys.settled(&run).await, settled, "the first owner has changed nothing");
-    assert_it_went_on(&place, &outside, &run, "lost").await;
+    assert_eq!(
+        place.keys.settled(&run).await,
+        settled,
+        "the first owner must not change the record"
+    );
+    assert_resumed(&place, &outside, &run, "lost").await;
     first.end().await;
     second.end().await;
 }
@@ -196,7 +200,7 @@ async fn a_draining_worker_hands_over_its_run() {
     first.end().await;
     outside.reaches("/gate", 2).await;
     outside.open.send_replace(true);
-    assert_it_went_on(&place, &outside, &run, "handed-over").await;
+    assert_resumed(&place, &outside, &run, "handed-over").await;
     second.end().await;
 }
 
@@ -221,7 +225,7 @@ async fn a_run_resumes_from_the_registry_on_another_engine() {
     first.ended().await;
     outside.reaches("/gate", 2).await;
     outside.open.send_replace(true);
-    went_on(&place, &outside, &run, "lost").await;
+    resumed_events(&place, &outside, &run, "lost").await;
     second.end().await;
     let (api, id) = (Api::of(&far_engine), run.parse().unwrap());
     assert_eq!(api.labelled("containers", &id).await, 0, "containers are left");
@@ -249,7 +253,7 @@ async fn a_draining_worker_hands_over_its_run_to_another_engine() {
     first.end().await;
     outside.reaches("/gate", 2).await;
     outside.open.send_replace(true);
-    went_on(&place, &outside, &run, "handed-over").await;
+    resumed_events(&place, &outside, &run, "handed-over").await;
     second.end().await;
     assert_eq!(checkpoints.tags().await, Value::Null, "checkpoints are left in the registry");
 }

@@ -79,7 +79,7 @@ impl Pattern {
 
     /// The longest literal path prefix of the pattern, or `.` if there is none.
     ///
-    /// Every match is this path or lies below it.
+    /// Every match is this path or is below it.
     #[must_use]
     pub fn base(&self) -> &str {
         &self.base
@@ -215,7 +215,8 @@ impl Selection {
         Ok(Self { pattern: Pattern::parse(path)?, kind: *kind, layout: *layout })
     }
 
-    /// A path that contains every selected file; `.` for the directory that the output is relative to.
+    /// A path that contains every selected file. `.` is the directory that the output is relative
+    /// to.
     #[must_use]
     pub fn base(&self) -> &str {
         self.pattern.base()

@@ -1,8 +1,9 @@
 //! Tables of `docs/wire.md` whose first columns come from the types.
 //!
-//! A table stands between `<!-- table: CRATE/NAME -->` and `<!-- end -->`. Its first columns are
-//! compared with the types, in any order of the rows. Its last column is a description by hand. With
-//! `BOB_GOLDEN=write` (`just golden`), the first columns are rewritten, and descriptions are kept.
+//! A table is between `<!-- table: CRATE/NAME -->` and `<!-- end -->`. Its first columns are
+//! compared with the types, in any order of the rows. Its last column is a description by hand.
+//! With `BOB_GOLDEN=write` (`just golden`), the first columns are rewritten, and descriptions are
+//! kept.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
 
 use std::fs;

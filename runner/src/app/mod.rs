@@ -290,8 +290,8 @@ async fn engine_answers(executor: &dyn Executor, config: &Config) {
     }
 }
 
-/// The ports of a worker in a cluster, and its stream. Call [`AmqpEvents::close_and_save`] on the stream
-/// after the worker has ended.
+/// The ports of a worker in a cluster, and its stream. Call [`AmqpEvents::close_and_save`] on the
+/// stream after the worker has ended.
 ///
 /// # Errors
 /// [`Unavailable`] if a service does not answer.

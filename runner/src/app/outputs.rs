@@ -13,12 +13,12 @@ use crate::config::{self, Config};
 use crate::ports::{OutputStore, Outputs, Store, TransferError};
 use crate::transfer::{self, ArtifactStore, Bucket, BucketKeys, BucketOptions, Directory, Keeper};
 
-/// Stores them in a directory of this host.
+/// Outputs in a directory of this host.
 pub(super) fn in_directory(dir: PathBuf) -> Arc<dyn Outputs> {
     Arc::new(Keeper::new(Arc::new(Directory::new(dir))))
 }
 
-/// Stores them where the settings say.
+/// Outputs in the configured store. `None` if there is none.
 pub(super) fn keeper(
     config: &Config,
     store: &Arc<dyn Store>,

@@ -251,7 +251,7 @@ impl IdLock {
 
 impl Drop for IdLock {
     fn drop(&mut self) {
-        // Removed while locked: a process that opened it before compares the inodes.
+        // Remove the file while it is locked. A process that opened it earlier compares the inodes.
         std::fs::remove_file(&self.path).ok();
     }
 }
@@ -301,7 +301,7 @@ mod tests {
         let about = About { on_podman: true, kept_until: Some(Millis(7)), ..About::default() };
         dir.note(&about).unwrap();
         std::fs::write(dir.path.join("file"), "").unwrap();
-        // Like the death of its process.
+        // Simulates the death of its process.
         drop(dir);
         assert!(unused(&runs, &run("r-1")).is_empty(), "its own run is not looked at");
         let Some(Claimed::Earlier(dir)) = claim(&runs, &run("r-1")).unwrap() else {

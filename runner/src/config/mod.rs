@@ -10,7 +10,7 @@
 //! | `access` | checks who can change the settings file |
 //! | `file` | finds and parses the settings file |
 //! | `local` | restrictions on a settings file in the working directory |
-//! | `sources` | where settings come from |
+//! | `sources` | the sources of settings |
 //! | `choices` | settings with a fixed set of values |
 //! | `load` | combines the layers into the types below |
 //! | `outputs` | the store for outputs, and its settings |

@@ -87,7 +87,10 @@ async fn an_exception_opens_a_host_a_port_or_a_network() {
     let named = policy(vec![at("LocalHost", Some(80))], Vec::new());
     assert!(named.addresses("LOCALHOST", 80).await.is_ok());
     assert!(named.addresses("localhost", 81).await.is_err());
-    assert!(why(&named, "http://127.0.0.1/").await.is_some(), "it is not named so");
+    assert!(
+        why(&named, "http://127.0.0.1/").await.is_some(),
+        "the exception is for a name, not for its address"
+    );
     let any_port = policy(vec![at("localhost", None)], Vec::new());
     assert!(any_port.addresses("localhost", 81).await.is_ok());
     let loopback = policy(vec![net("127.0.0.0/8"), net("::1/128")], Vec::new());
@@ -120,6 +123,6 @@ async fn the_workers_own_services_are_closed_unless_their_port_is_listed() {
     assert_eq!(why(&listed, "http://127.0.0.1:2379/").await, None);
 
     let lost = policy(Vec::new(), vec![own("no-such-host.invalid")]);
-    assert!(why(&lost, "http://10.0.0.1:2379/").await.is_some(), "it may be there");
+    assert!(why(&lost, "http://10.0.0.1:2379/").await.is_some(), "etcd might have that address");
     assert_eq!(why(&lost, "http://10.0.0.1:80/").await, None);
 }

@@ -60,7 +60,7 @@ pub enum OpenError {
     Unreadable {
         /// The file.
         path: String,
-        /// What is wrong with the file.
+        /// The reason.
         cause: String,
     },
 }

@@ -3,8 +3,8 @@
 //! Acknowledged changes survive `kill -9`. Leases end with the process, like the workers that hold
 //! them. Leases of an hour or more are expiry dates rather than signs of life, and remain.
 //!
-//! There is no background task. Expired leases are ended by calls and watches, and the runtime's
-//! blocking threads write to the file.
+//! There is no background task. Calls and watches end expired leases, and the runtime's blocking
+//! threads write to the file.
 
 mod changes;
 mod disk;
@@ -139,8 +139,8 @@ impl Embedded {
         self.broker.dead_letters().await
     }
 
-    /// Waits until a start of a run is a dead letter because it was delivered too often. There is no
-    /// event of that. Counts from the opening of the file.
+    /// Waits until a start of a run is a dead letter because it was delivered too often. There is
+    /// no event of that. Counts from the opening of the file.
     ///
     /// # Cancel safety
     /// This method is cancel safe.

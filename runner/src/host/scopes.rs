@@ -39,8 +39,8 @@ impl Scopes {
 
 impl Scope {
     fn covers(&self, secret: &str, purpose: &Purpose) -> bool {
-        // Whoever sends a definition chooses its group and name, so a scope that names them is not for
-        // it.
+        // The sender of a definition chooses its group and name, so a scope that names them does
+        // not cover it.
         let is_for_everyone =
             || self.group.glob().glob() == "*" && self.pipeline.glob().glob() == "*";
         if !purpose.trusted && !is_for_everyone() {

@@ -1,5 +1,5 @@
-//! Writes the log on a thread of its own, so that a log that nobody reads delays no task of the
-//! worker. A blocked renewal of the lease would lose every run.
+//! Writes the log on a thread of its own. A log that is not read must not block a task of the
+//! worker: a blocked renewal of the lease would lose every run.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -83,13 +83,13 @@ impl Lines {
     fn write_all(&self, mut to: impl Write, report: impl Fn(u64)) {
         loop {
             let line = self.next();
-            // Nobody could be told about a closed output.
+            // If the output is closed, the error cannot be reported anywhere.
             drop(to.write_all(&line).and_then(|()| to.flush()));
             let mut queue = self.lock();
             queue.bytes -= line.len();
             let dropped = std::mem::take(&mut queue.dropped);
             drop(queue);
-            // Queued before anyone is told that everything is written.
+            // Queue the report before `flush` wakes up, so that it waits for the report too.
             if dropped > 0 {
                 report(dropped);
             }
@@ -161,7 +161,7 @@ mod tests {
         for _ in 0..5 {
             lines.push(b"ten bytes\n");
         }
-        assert!(!lines.flush(Duration::from_millis(10)), "nobody reads");
+        assert!(!lines.flush(Duration::from_millis(10)), "the pipe is not read");
         let reading = std::thread::spawn(move || {
             let mut all = Vec::new();
             reader.read_to_end(&mut all).ok();
@@ -183,6 +183,6 @@ mod tests {
         assert!(lines.flush(SOON));
         drop(reader);
         lines.push(b"into a closed pipe\n");
-        assert!(lines.flush(SOON), "a closed output blocks nobody");
+        assert!(lines.flush(SOON), "a closed output does not block");
     }
 }

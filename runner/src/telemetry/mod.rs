@@ -111,8 +111,8 @@ pub fn begin(options: Options<'_>) -> Result<(), TryInitError> {
     Ok(())
 }
 
-/// Logs panics like other errors. The default hook writes to standard error and blocks if nobody
-/// reads it, while the panicking thread holds locks.
+/// Logs panics like other errors. The default hook writes to standard error and blocks if that is
+/// not read, while the panicking thread holds locks.
 fn log_panics() {
     let default = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
@@ -148,7 +148,7 @@ where
     if let Some(lines) = LINES.get() {
         return BoxMakeWriter::new(lines.clone());
     }
-    // A handle of its own: the thread must not hold the lock of the standard one while it is blocked.
+    // Duplicate the handle: a blocked thread must not hold the lock of the standard one.
     let started = to.as_fd().try_clone_to_owned().and_then(|own| {
         Lines::start(File::from(own), move |dropped| {
             warn!(dropped, "{dropped} log lines were dropped because {name} was not read");
@@ -168,7 +168,7 @@ pub fn print(line: &str) -> bool {
     true
 }
 
-/// Waits until the log is written. Returns false if nobody reads it.
+/// Waits until the log is written. Returns false if it is not read.
 pub fn flush() -> bool {
     LINES.get().is_none_or(|lines| lines.flush(FLUSHED_WITHIN))
 }

@@ -57,7 +57,7 @@ impl Clients {
             return Ok(client.clone());
         }
         // The worker's proxy settings are not meant for registered services. The client's own
-        // timeout would cover a whole upload, so idle times are checked where the bytes are read.
+        // timeout would cover a whole upload, so idle times are checked while the bytes are read.
         let builder = Client::builder()
             .no_proxy()
             .connect_timeout(self.timeouts.connect)

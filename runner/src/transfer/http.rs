@@ -13,7 +13,7 @@ use crate::egress::Policy;
 /// The settings of transfers.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// The allowed addresses. Others register services and name callbacks.
+    /// The allowed addresses. Other people register services and choose the addresses of callbacks.
     pub policy: Policy,
     /// The directory for text that a logger has not accepted. It is created when needed.
     pub spill_dir: PathBuf,

@@ -86,7 +86,7 @@ impl Http {
     }
 }
 
-/// Rejects an answer whose body is compressed on its way: nobody asked for that.
+/// Rejects a response with a content encoding. The request does not allow any.
 fn is_plain(service: &Service, response: &Response) -> Result<(), TransferError> {
     let encoding = response.headers().get(CONTENT_ENCODING).map(|value| value.as_bytes());
     match encoding.map(String::from_utf8_lossy) {

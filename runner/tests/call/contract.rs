@@ -19,7 +19,7 @@ use super::{bob, job, options};
 /// A secret in every call.
 const KEY: &str = "s3cret-of-all";
 
-/// A step is a call whatever `Act` demands, so it has no command.
+/// The step is a call for every `Act`, so it has no command.
 fn words(_: &Act) -> Vec<String> {
     Vec::new()
 }

@@ -62,7 +62,10 @@ async fn no_call_reaches_a_closed_address_by_number_or_by_name() {
                 "{said}"
             );
             assert!(said.contains("a loopback address"), "{said}");
-            assert!(!done.err.contains("sent again"), "it would not fare better: {done:?}");
+            assert!(
+                !done.err.contains("sent again"),
+                "a refused address must not be retried: {done:?}"
+            );
         }
     }
     assert!(server.seen().is_empty(), "{:?}", server.lines());

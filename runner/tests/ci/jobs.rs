@@ -39,7 +39,7 @@ fn a_server_runs_queued_job_files_and_reports_how_each_ended() {
     server.end();
 }
 
-/// A pipe that is full and that nobody reads.
+/// A full pipe that is not read.
 fn full_pipe() -> (std::io::PipeReader, std::io::PipeWriter) {
     let (reader, writer) = std::io::pipe().unwrap();
     rustix::io::ioctl_fionbio(&writer, true).unwrap();

@@ -339,7 +339,7 @@ async fn a_cluster_can_be_used_from_the_command_line() {
     let log = place.say(&["logs", "-f", "--stderr", &run]);
     assert_eq!((log.status.code(), log.stdout.as_slice()), (Some(0), NOISE_BYTES));
     let again = place.say(&["logs", "--stderr", &run]);
-    assert_eq!(again.stdout, NOISE_BYTES, "a log can be read as often as one likes");
+    assert_eq!(again.stdout, NOISE_BYTES, "a log can be read repeatedly");
     let record = place.json(&["show", &run, "-o", "json"]);
     assert_eq!(record["status"], "passed");
     let told = text(&place.say(&["show", &run]).stdout);
@@ -357,7 +357,7 @@ async fn a_cluster_can_be_used_from_the_command_line() {
     assert_eq!(place.say(&["submit", &fails, "-f"]).status.code(), Some(1));
 
     worker.signal(Signal::TERM);
-    assert_eq!(worker.code(), 0, "a drain ends well");
+    assert_eq!(worker.code(), 0, "the drain must succeed");
 }
 
 #[tokio::test]

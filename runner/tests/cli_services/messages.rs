@@ -1,4 +1,4 @@
-//! What the commands say about runs, pipelines and workers.
+//! Messages of the commands about runs, pipelines and workers.
 
 use std::time::{Duration, Instant};
 
@@ -45,7 +45,7 @@ async fn a_quiet_stream_has_no_events_of_the_last_second() {
     let Some(place) = TestEnv::new().await else { return };
     let file = place.pipeline("quiet", "  - cmd: 'true'\n");
     assert_eq!(place.say(&["pipeline", "apply", &file]).status.code(), Some(0));
-    // The definition's event leaves the last second while this asks again.
+    // Repeat until the event of the definition is older than a second.
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         let said = place.say(&["events", "--since", "1s"]);
@@ -65,8 +65,15 @@ async fn a_worker_reports_that_it_is_ready() {
     let lines = BufReader::new(worker.0.stderr.take().unwrap()).lines();
     let mut lines = lines.map_while(Result::ok);
     let ready = lines.find(|line| line.contains("ready: "));
-    assert!(ready.is_some_and(|line| line.contains("takes work")), "it must report that");
+    assert!(
+        ready.is_some_and(|line| line.contains("takes work")),
+        "the worker must report that it takes work"
+    );
     worker.signal(Signal::TERM);
-    assert_eq!(lines.filter(|line| line.contains("ready: ")).count(), 0, "once is enough");
+    assert_eq!(
+        lines.filter(|line| line.contains("ready: ")).count(),
+        0,
+        "it must report that only once"
+    );
     assert_eq!(worker.code(), 0);
 }

@@ -98,7 +98,10 @@ async fn acknowledged_writes_survive_sigkill() {
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let (pid, mut done) = (child.id().unwrap(), [0; 3]);
         while done.iter().any(|done| *done < 50 + 20 * round) {
-            count(&soon(lines.next_line()).await.unwrap().expect("it works on"), &mut done);
+            count(
+                &soon(lines.next_line()).await.unwrap().expect("the child is running"),
+                &mut done,
+            );
         }
         // After SIGKILL no code of it can run.
         child.kill().await.unwrap();
@@ -123,8 +126,8 @@ async fn check(embedded: &Embedded, [keys, messages, events]: [usize; 3], pid: u
     let (store, queue) = (embedded.store(), embedded.queue(&node("b")));
     assert_eq!(store.get("leased").await.unwrap(), None, "the lease of a dead process is void");
     for count in 0..keys {
-        let entry = store.get(&format!("key/{count}")).await.unwrap().expect("an answered key");
-        assert!(entry.value.len() == count % 5000, "key {count} is as it was written");
+        let entry = store.get(&format!("key/{count}")).await.unwrap().expect("an acknowledged key");
+        assert!(entry.value.len() == count % 5000, "key {count} has the written value");
     }
     let (mut control, delivery) = next(&queue, Source::Control).await;
     assert_eq!(delivery.message.body, b"unsettled");
@@ -137,7 +140,7 @@ async fn check(embedded: &Embedded, [keys, messages, events]: [usize; 3], pid: u
     for count in 0..messages {
         let delivery = soon(jobs.next()).await.unwrap();
         assert_eq!(delivery.message.body, count.to_string().into_bytes());
-        assert!(!delivery.redelivered, "it was never delivered");
+        assert!(!delivery.redelivered, "the first delivery");
         delivery.settle(Disposition::Ack).await.unwrap();
     }
     // Nothing was promised about work in progress at the end.
@@ -277,7 +280,10 @@ async fn revisions_continue_after_a_restart_and_old_ones_cannot_be_watched() {
         let made = store.txn(Txn::new().put("a", b"1".to_vec())).await.unwrap().revision;
         embedded.close().await.unwrap();
         let late = store.txn(Txn::new().put("a", b"2".to_vec())).await;
-        assert!(matches!(late, Err(StoreError::Unreachable { .. })), "it is closed: {late:?}");
+        assert!(
+            matches!(late, Err(StoreError::Unreachable { .. })),
+            "the store is closed: {late:?}"
+        );
         assert!(store.get("a").await.is_err());
         made
     };
@@ -387,9 +393,17 @@ async fn events_continue_after_a_restart_and_expire() {
     let kept = texts(&events, Position::First, 3).await;
     let event = |count: u64| (count, format!("event {count}"));
     assert_eq!(kept, [event(1), event(2), event(3)]);
-    assert_eq!(texts(&events, Position::Offset(0), 1).await, [event(1)], "the oldest there is");
+    assert_eq!(
+        texts(&events, Position::Offset(0), 1).await,
+        [event(1)],
+        "the oldest event that is kept"
+    );
     let since = Position::Since(Millis(70 * minute));
-    assert_eq!(texts(&events, since, 2).await, [event(2), event(3)], "a little before");
+    assert_eq!(
+        texts(&events, since, 2).await,
+        [event(2), event(3)],
+        "from an event a little earlier"
+    );
 
     // The last event is always kept, because it determines the next offset.
     clock.0.store(1000 * minute, Ordering::Relaxed);

@@ -37,7 +37,7 @@ fn every_fuzz_target_handles_every_example_and_golden_file() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let seeds = [root.join("examples"), root.join("protocol/tests/golden")];
     let seeds: Vec<PathBuf> = seeds.iter().flat_map(|dir| files(dir)).collect();
-    assert!(seeds.len() > 50, "the files are somewhere else");
+    assert!(seeds.len() > 50, "too few files: has a directory moved?");
     for seed in seeds {
         let bytes = fs::read(&seed).unwrap();
         for (_, target) in targets::TARGETS {

@@ -51,7 +51,7 @@ pub(crate) fn dialects(bytes: &[u8]) {
         drop(pipeline.graph());
         drop(pipeline.unsupported());
         let shown = serde_json::to_vec(&pipeline.masked());
-        assert!(shown.is_ok(), "it was read and cannot be shown");
+        assert!(shown.is_ok(), "a parsed pipeline must be printable");
     }
 }
 
@@ -111,7 +111,7 @@ pub(crate) fn mask(bytes: &[u8]) {
     let mut out: Vec<u8> =
         said.chunks(first % 7 + 1).flat_map(|piece| pieces.push(piece)).collect();
     out.extend(pieces.finish());
-    assert_eq!(out, expected, "the pieces make a difference");
+    assert_eq!(out, expected, "the result depends on the pieces");
     // Surrounding blanks are not part of a secret.
     let secret = secret.trim_ascii();
     // The mask can itself be part of a secret that contains its character.

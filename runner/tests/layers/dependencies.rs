@@ -163,7 +163,7 @@ impl Reader<'_> {
 
 impl<'ast> Visit<'ast> for Reader<'_> {
     fn visit_item_mod(&mut self, _: &'ast ItemMod) {
-        // It has a reader of its own.
+        // A separate reader visits the nested module.
     }
 
     fn visit_item_use(&mut self, declaration: &'ast ItemUse) {

@@ -24,8 +24,7 @@ pub(crate) struct Module {
     macro_words: HashSet<String>,
 }
 
-/// What a name stands for in its module. A name can have several meanings, such as a module and a
-/// function.
+/// The meaning of a name in its module. A name can have several, such as a module and a function.
 enum Meaning {
     Module(usize),
     Item,

@@ -1,11 +1,11 @@
-//! What people read when a step of this host fails.
+//! Messages to people about a failed step on this host.
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt as _;
 
 use super::*;
 
-/// Runs local steps; the exit code, and what the program and the steps wrote to standard error.
+/// Runs local steps. Returns the exit code, and the standard error of the program and the steps.
 fn run_steps(steps: &str, files: &[(&str, &str)]) -> (Option<i32>, String) {
     let place = TestDir::new(&format!("{{group: g, name: n, steps: [{steps}]}}"));
     for (name, text) in files {

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// Runs a pipeline of one local step with these keys; its exit code and events.
+/// Runs a pipeline of one local step with these keys. Returns its exit code and events.
 fn run_step(run: &str, keys: &str) -> (TestDir, Option<i32>, Vec<Value>) {
     let place = TestDir::new(&format!(
         "{{group: g, name: n, steps: [{{name: a, executor: local, {keys}}}]}}"

@@ -43,7 +43,7 @@ fn scripts_use_variables_and_a_missing_one_fails_despite_allow_failure() {
     assert_eq!(lines_of(&events, "t"), [format!("{run} unset")], "they are not in the environment");
     let missing = place("tasks: { t: { script: ['echo {{ .tag }}'], allow_failure: true } }");
     let (code, events) = missing.events(&[], &[]);
-    assert_eq!(code, Some(1), "it may fail, but not so");
+    assert_eq!(code, Some(1), "a failed template is never allowed");
     assert!(ending(&events).contains("needs a variable tag"), "{events:#?}");
     let (code, events) =
         of("echo {{ .tag }}").events(&["--var", "tag=x", "--var", "__jobID=y"], &[]);
@@ -161,7 +161,11 @@ fn an_invalid_variable_file_is_reported_with_its_line_and_nothing_runs() {
     assert!(!place.path("ran").exists());
     let bob = TestDir::new("{group: g, name: n, steps: [{name: a, executor: local, cmd: env}]}");
     std::fs::write(bob.path(".env"), "A=1\nnothing\n").unwrap();
-    assert_eq!(bob.run(&[]).output().unwrap().status.code(), Some(0), "it is another's");
+    assert_eq!(
+        bob.run(&[]).output().unwrap().status.code(),
+        Some(0),
+        "a Bob pipeline does not read `.env`"
+    );
     assert_eq!(bob.run(&["--env-files", ".env"]).output().unwrap().status.code(), Some(2));
 }
 

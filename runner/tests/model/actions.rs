@@ -147,7 +147,7 @@ impl Protocol {
         }
     }
 
-    /// Actions that the engine was asked for, which happen whatever becomes of the lease.
+    /// Actions already requested from the engine. They happen even if the lease is lost.
     fn linger(&self, (at, phase): (WorkerIndex, Phase), actions: &mut Vec<Action>) {
         match phase {
             Phase::Adopting => actions.push(Action::Adopt(at)),

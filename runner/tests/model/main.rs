@@ -29,7 +29,7 @@ use sights::ReachableState;
 use stateright::{Checker, HasDiscoveries, Model};
 use world::{Faults, World};
 
-/// What a pipeline demands after a lost owner.
+/// How a pipeline treats a lost owner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum OnLost {
     Resume,
@@ -57,7 +57,7 @@ pub(crate) enum LeftOutRule {
     ForgetsTheCause,
     /// The number of lost owners is not limited.
     GoesOnForEver,
-    /// An ending does not demand that there is no stop.
+    /// An ending does not require the absence of a stop.
     EndsDespiteAStop,
     /// A stopped run is claimed without checking whether another worker has ended it.
     EndsWhatHasEnded,
@@ -117,7 +117,8 @@ const TWO: Protocol = Protocol {
     comes_across: &[],
 };
 
-/// Visits all states. Every property must hold in each, and all sights must be reached.
+/// Visits all states. Every property must hold in each, and every state in `comes_across` must be
+/// reached.
 fn holds(model: Protocol) {
     let faults = model.faults;
     let checker = model.checker().spawn_bfs().join();
@@ -139,7 +140,7 @@ fn breaks(model: Protocol, property: &'static str) {
 }
 
 /// Checks that no state repeats, so that every order of events ends in a final state.
-fn comes_to_an_end(model: Protocol) {
+fn terminates(model: Protocol) {
     let next = |world: &World| model.next_states(world).into_iter();
     let first = World::new(model.workers, model.faults);
     // `false` if the state is on the current path.
@@ -152,7 +153,7 @@ fn comes_to_an_end(model: Protocol) {
             continue;
         };
         match done.get(&follower) {
-            Some(is_done) => assert!(*is_done, "it is repeated: {follower:?}"),
+            Some(is_done) => assert!(*is_done, "the state repeats: {follower:?}"),
             None => {
                 done.insert(follower.clone(), false);
                 path.push((next(&follower), follower));
@@ -168,7 +169,7 @@ fn every_order_of_events_terminates() {
     let stopped = Faults { crashes: 1, stops: 1, ..NO_FAULTS };
     let answers = Faults { redeliveries: 1, unanswered: 1, drains: 1, ..NO_FAULTS };
     for faults in [lost, stopped, answers] {
-        comes_to_an_end(Protocol { faults, ..TWO });
+        terminates(Protocol { faults, ..TWO });
     }
 }
 

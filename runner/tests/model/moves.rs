@@ -44,7 +44,7 @@ impl Protocol {
             Action::LetGo(at, answer) => self.write(world, at, TxnPurpose::LetGo, answer),
             Action::LateWriteLands => {
                 if let Some(late) = world.late.take() {
-                    // Nobody waits for its answer.
+                    // No worker waits for its answer.
                     world.land(&late, self.flaw);
                 }
             }

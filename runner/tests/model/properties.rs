@@ -46,7 +46,7 @@ const ALWAYS: &[(&str, Condition)] = &[
     (SETTLED, is_settled),
 ];
 
-/// All properties, and the sights that `model` must reach.
+/// All properties, and the states that `model` must reach.
 pub(crate) fn of(model: &Protocol) -> Vec<Property<Protocol>> {
     let always = ALWAYS.iter().map(|(name, holds)| Property::always(name, *holds));
     let sights = model.comes_across.iter();

@@ -109,12 +109,12 @@ pub(crate) enum TxnPurpose {
     Claim {
         stopped: bool,
     },
-    /// Claims an orphan. `go_on`: in order to continue it, so there must be no stop.
+    /// Claims an orphan. `go_on`: in order to continue it, which requires the absence of a stop.
     ClaimOrphan {
         go_on: bool,
     },
     Save,
-    /// An ending. One other than `stopped` demands that there is no stop.
+    /// An ending. Except for `stopped`, it requires the absence of a stop.
     End,
     HandOver,
     LetGo,
@@ -134,7 +134,8 @@ pub(crate) struct Write {
     pub(crate) lease: Lease,
     /// The fence. `None` for a claim.
     pub(crate) epoch: Option<Revision>,
-    /// The revision it was computed from. `None` if there must be no record.
+    /// The revision it was computed from. `None` if the transaction requires the absence of a
+    /// record.
     pub(crate) modified: Option<Revision>,
     pub(crate) record: Record,
 }

@@ -78,7 +78,7 @@ async fn dropping_the_wait_does_not_stop_the_step_but_a_stop_still_does() {
     let pids = running.pids(3).await;
     running.ran.abort();
     assert!(running.ran.await.unwrap_err().is_cancelled());
-    assert!(pids.iter().all(|pid| is_there(*pid)), "it was ended");
+    assert!(pids.iter().all(|pid| is_there(*pid)), "the step must still be running");
     running.stop.raise(StopLevel::Kill);
     all_gone(&pids).await;
 }

@@ -98,7 +98,11 @@ async fn a_host_with_an_unknown_key_is_refused_unless_the_step_allows_it() {
     assert_eq!(ended(&step(off, "echo ran")).await.1, "ran\n");
     let new = but(server.with(), "known_hosts", "accept-new".into());
     assert_eq!(ended(&step(new.clone(), "echo ran")).await.1, "ran\n");
-    assert_eq!(ended(&step(server.with(), "echo ran")).await.1, "ran\n", "it has been noted");
+    assert_eq!(
+        ended(&step(server.with(), "echo ran")).await.1,
+        "ran\n",
+        "the new key was recorded"
+    );
     server.know("other");
     let (_, why) = refusal(new).await;
     assert!(why.contains("is not the one that is known"), "{why}");

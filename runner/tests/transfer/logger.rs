@@ -147,7 +147,7 @@ async fn a_logger_receives_everything_after_an_outage() {
             tokio::task::yield_now().await;
         }
     }
-    assert!(sent.len() > 10 << 20, "much more than may wait in memory");
+    assert!(sent.len() > 10 << 20, "much more than the memory buffer holds");
     let server = got.serve(Some(at)).await;
     feed.push(Bytes::from_static(b"the end\n"));
     sent.extend_from_slice(b"the end\n");
@@ -166,7 +166,7 @@ async fn lines_over_the_limit_are_dropped_and_counted() {
     for _ in 0..20 << 10 {
         feed.push(line.clone());
     }
-    assert!(began.elapsed() < Duration::from_secs(10), "a logger delays nothing");
+    assert!(began.elapsed() < Duration::from_secs(10), "a logger must not delay the run");
     let got = ReceivedBodies::default();
     let server = got.serve(Some(at)).await;
     let lost = feed.finish(PLENTY).await;
@@ -174,7 +174,7 @@ async fn lines_over_the_limit_are_dropped_and_counted() {
     let all = got.all().len() as u64;
     assert_eq!(all + lost, 20 << 20, "lost bytes are counted");
     assert!((3 << 20..8 << 20).contains(&all), "{all} bytes were kept");
-    assert_eq!(feed.finish(Duration::ZERO).await, lost, "to finish twice changes nothing");
+    assert_eq!(feed.finish(Duration::ZERO).await, lost, "a second call of `finish` has no effect");
 }
 
 #[tokio::test]

@@ -203,14 +203,14 @@ async fn a_connection_that_breaks_or_stalls_in_the_middle_is_an_error() {
         let mut tar = http.external_resource(&server.url(), &Vars::new(), "src").await.unwrap();
         let mut got = 0;
         let error = loop {
-            match tar.next().await.expect("it does not end well") {
+            match tar.next().await.expect("an error before the end") {
                 Ok(bytes) => got += bytes.len(),
                 Err(error) => break error.to_string(),
             }
         };
-        assert_eq!(got, 512 + 700, "{how}: what came is passed on");
+        assert_eq!(got, 512 + 700, "{how}: the received bytes are passed on");
         assert!(error.contains("the resource provider at http://"), "{how}: {error}");
-        assert!(tar.next().await.is_none(), "{how}: nothing comes after an error");
+        assert!(tar.next().await.is_none(), "{how}: the stream ends after an error");
     }
 }
 

@@ -129,7 +129,7 @@ async fn hanging_receivers_do_not_delay_others() {
     run(&rig, &json!(steps)).await;
     transfer.until("the healthy receiver is notified", |it| it.taken.lock().len() == 2).await;
     assert_eq!(*transfer.taken.lock(), ["running", "success"]);
-    assert_eq!(transfer.hanging().len(), 20, "all others hang");
+    assert_eq!(transfer.hanging().len(), 20, "all other receivers hang");
     rig.end_worker(&node).await;
     rig.end().await;
 }
@@ -159,7 +159,7 @@ async fn the_backlog_of_a_hanging_receiver_does_not_delay_others() {
     transfer.until("the slow receiver is called", |it| slow(it) == 4).await;
     run(&rig, &json!([{ "cmd": "exit 0", "callback": { "url": "http://healthy/x" } }])).await;
     transfer.until("the healthy receiver is notified", |it| it.taken.lock().len() == 2).await;
-    assert_eq!(slow(&transfer), 4, "it is not called more often at once");
+    assert_eq!(slow(&transfer), 4, "at most four calls are made at once");
     rig.end_worker(&node).await;
     rig.end().await;
 }

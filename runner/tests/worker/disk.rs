@@ -105,7 +105,7 @@ async fn above_the_high_watermark_a_worker_pauses_until_usage_is_below_the_low_o
     executor.fill_disk(disk(80));
     rig.node(&node, |node| node.disk == says(80, true)).await;
     assert!(!is_known(&rig, &waits).await && !is_known(&rig, &sent).await);
-    assert_eq!(rig.record(&left, |_| true).await.attempt, 1, "and an abandoned one is not adopted");
+    assert_eq!(rig.record(&left, |_| true).await.attempt, 1, "an abandoned run is not adopted");
     executor.fill_disk(disk(79));
     for run in [&waits, &sent, &left] {
         assert_eq!(rig.settled(run).await.status, Status::Passed);
@@ -138,7 +138,7 @@ async fn a_full_disk_ends_a_run_no_space_and_the_worker_resumes_when_space_is_fr
     let record = rig.settled(&run).await;
     assert_eq!((record.status, record.cause), (Status::Failed, Some(Cause::NoSpace)));
     assert_eq!(record.steps.iter().map(|step| step.attempt).collect::<Vec<_>>(), [1, 1]);
-    assert!(executor.leftovers().await.unwrap().is_empty(), "its leftovers use space");
+    assert!(executor.leftovers().await.unwrap().is_empty(), "no leftovers use space");
     let next = rig.run("next");
     rig.start(&next, &rig.pipeline("next", &["exit 0"])).await;
     let never = rig.run("never");

@@ -104,7 +104,7 @@ async fn another_engine_resumes_the_run_of_an_engine_that_stays_unavailable() {
     let ports = Ports { executor: Arc::clone(&elsewhere) as _, ..rig.ports.clone() };
     rig.worker_with(short(1), ports).await;
     // The run starts over, because its commits are on an unreachable engine.
-    until("the second step has met its engine's going, too", || async {
+    until("the second step ran on the other engine too", || async {
         (elsewhere.ran(&run, "1") == 1).then_some(())
     })
     .await;

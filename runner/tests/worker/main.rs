@@ -1,4 +1,4 @@
-//! The worker over the embedded adapters with scripted steps: every row of the suite.
+//! The worker over the embedded adapters, with scripted steps. Runs every row of the suite.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
 
 mod callbacks;

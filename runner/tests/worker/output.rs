@@ -48,7 +48,11 @@ async fn at_the_limit_one_notice_is_printed_and_the_rest_is_discarded() {
     // All steps of a run together have the same limit.
     let (text, notes) = said(&events, "1");
     assert_eq!((text.as_str(), notes.len()), ("", 1), "{notes:?}");
-    assert_eq!(said(&events, "2").1, Vec::<String>::new(), "a stream without output is not due");
+    assert_eq!(
+        said(&events, "2").1,
+        Vec::<String>::new(),
+        "a step without output causes no notice"
+    );
     let ended = events.iter().find_map(|event| {
         let Reason::StepCompleted { stdout_bytes, .. } = &event.reason else { return None };
         Some(*stdout_bytes)

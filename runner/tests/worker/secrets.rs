@@ -211,7 +211,7 @@ async fn an_artifact_with_a_secret_is_not_uploaded() {
     assert_eq!((record.status, record.cause), (Status::Failed, Some(Cause::SecretLeak)));
     assert!(record.message.unwrap().contains("artifact a contains a secret"));
     let sent = world.edge.artifacts.lock().clone();
-    assert!(!String::from_utf8_lossy(&sent).contains(&TOKEN[..4]), "not a part of it is sent");
+    assert!(!String::from_utf8_lossy(&sent).contains(&TOKEN[..4]), "no part of it is sent");
     world.rig.end().await;
 }
 

@@ -189,7 +189,7 @@ impl Recorder {
 
     /// All changes up to now.
     pub(crate) async fn changes(&self) -> anyhow::Result<Vec<Change>> {
-        // Nobody else writes here, so the newest revision is seen by the watch.
+        // Only keys below `bob.` are written, so the watch will see the newest revision.
         let newest = self.records.revision().await?;
         let all = self.until(Duration::from_secs(60), |seen| seen.revision >= newest).await;
         ensure!(all, "the history ends at {}, before {newest}", self.look(|seen| seen.revision));

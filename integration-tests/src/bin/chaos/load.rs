@@ -21,7 +21,7 @@ use crate::history::Recorder;
 const ENGINE: &str =
     "sed -n 's|.*,upperdir=\\([^,]*\\)/overlay/.*|\\1|p' /proc/self/mountinfo | md5sum | cut -c1-8";
 
-/// What a step does after it has reported its start.
+/// The work of a step after it has reported its start.
 #[derive(Debug, Clone, Copy)]
 enum StepWork {
     /// Sleeps for a while.

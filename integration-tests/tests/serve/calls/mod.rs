@@ -126,7 +126,7 @@ async fn a_worker_sends_the_api_call_of_each_proxmox_shortcut_with_the_token() {
             .collect();
         let ran = Ran::file(&place, &jobs).await;
         assert_eq!(ran.data().len(), rows.len());
-        assert_eq!(ran.data()[1], TASK, "what a machine's start began");
+        assert_eq!(ran.data()[1], TASK, "the task that a start returns");
         let seen = acts(&served).split_off(sent);
         sent += seen.len();
         assert_eq!(seen.len(), rows.len(), "a call with an effect is sent once");

@@ -86,8 +86,8 @@ impl Masker {
         }
     }
 
-    /// Masks the secrets in a value. If `is_one`, every text and number in it is a secret. Recursion
-    /// is bounded by the depth limit for documents.
+    /// Masks the secrets in a value. If `is_one`, every text and number in it is a secret.
+    /// Recursion is bounded by the depth limit for documents.
     fn value(&mut self, value: &mut Value, place: &PathPlace<'_>, is_one: bool) {
         match value {
             Value::Object(entries) => {
@@ -203,8 +203,8 @@ pub fn can_name_secret(path: &str) -> bool {
 }
 
 impl Pipeline {
-    /// Returns the definition for display. Clear-text secrets are masked, and so are variables whose
-    /// names suggest a secret.
+    /// Returns the definition for display. Clear-text secrets are masked, and so are variables
+    /// whose names suggest a secret.
     #[must_use]
     pub fn masked(&self) -> Self {
         let mut masked = self.without_literal_secrets();

@@ -75,7 +75,8 @@ pub fn is_secret_header(name: &str) -> bool {
     is_secret && !OPEN_HEADERS.iter().any(|open| name.ends_with(open))
 }
 
-/// Whether the last of several words is `pass`, as in `db_pass` and `userPass`, but not in `bypass`.
+/// Whether the last of several words is `pass`, as in `db_pass` and `userPass`, but not in
+/// `bypass`.
 fn has_pass(name: &str) -> bool {
     const PASS: usize = "pass".len();
     let name = name.trim_end_matches(|c: char| !c.is_alphanumeric());

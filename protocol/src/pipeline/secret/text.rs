@@ -46,7 +46,7 @@ pub(super) fn without_parameters(text: &str) -> Option<String> {
 /// The start and the end of a secret in a text, in bytes.
 type Range = (usize, usize);
 
-/// Finds the password in the authority of a URL. Returns where the rest of the URL starts.
+/// Finds the password in the authority of a URL. Returns the position of the rest of the URL.
 fn authority(text: &str, found: &mut Vec<Range>) -> usize {
     let Some(scheme) = text.find("://") else { return 0 };
     let is_scheme = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.');

@@ -15,8 +15,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, ensure};
 use protocol::dialect::Job;
 
-/// The mode of a new queue file. Its commands can contain secrets, and whoever can write to it can
-/// run commands as the server's user.
+/// The mode of a new queue file. Its commands can contain secrets, and anyone who can write to it
+/// can run commands as the server's user.
 const MODE: u32 = 0o600;
 
 /// Opens and locks the queue file, creating it if needed.
@@ -31,7 +31,7 @@ fn locked(queue: &Path) -> io::Result<File> {
         }
         match std::fs::metadata(queue) {
             Ok(now) if (now.dev(), now.ino()) == (ours.dev(), ours.ino()) => return Ok(file),
-            // It was taken while this process waited for the lock.
+            // A server took the file while this process waited for the lock.
             Ok(_) => {}
             Err(cause) if cause.kind() == ErrorKind::NotFound => {}
             Err(cause) => return Err(cause),
@@ -171,7 +171,7 @@ impl Spool {
         for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
             let to = from + piece.len() as u64;
             let whole = piece.strip_suffix(b"\n");
-            // A last line without a newline is complete if nobody has continued it.
+            // A last line without a newline is complete if it has not grown since the last check.
             if whole.is_some() || was_quiet {
                 let bytes = whole.unwrap_or(piece).to_vec();
                 lines.push(Line { file: name.clone(), from, to, bytes });

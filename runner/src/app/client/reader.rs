@@ -1,5 +1,5 @@
-//! Reads the events of one run by the rules of docs/wire.md section 4: it drops duplicates, takes state
-//! only from the highest epoch, and reports gaps. Pure: events in, items out.
+//! Reads the events of one run by the rules of docs/wire.md section 4: it drops duplicates, takes
+//! state only from the highest epoch, and reports gaps. Pure: events in, items out.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;

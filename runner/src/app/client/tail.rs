@@ -134,8 +134,8 @@ impl Client {
     /// Reads a run's log. Reads to the end of the run if `follow`, else to the current end of the
     /// stream.
     ///
-    /// `sent` is the moment before the caller sent the start. The run might have no record yet. If the
-    /// start is rejected, reading ends.
+    /// `sent` is the moment before the caller sent the start. The run might have no record yet. If
+    /// the start is rejected, reading ends.
     ///
     /// # Errors
     /// Errors of the services.
@@ -190,8 +190,8 @@ impl Client {
 
     /// Reads the stream from a position. Reads forever if `follow`, else to the current end.
     ///
-    /// From a time on, it reads the events whose own time is not earlier. The broker's clock decides
-    /// where the search for them starts.
+    /// If `from` is a time, it reads the events with that time or a later one. The broker's clock
+    /// determines the position at which the search starts.
     ///
     /// # Errors
     /// Errors of the stream.

@@ -1,4 +1,4 @@
-//! Checks the container engine: whether it answers and what its answers mean.
+//! Checks whether the container engine answers, and evaluates its answers.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};

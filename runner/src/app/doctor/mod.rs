@@ -2,8 +2,8 @@
 //!
 //! | module | duty |
 //! |---|---|
-//! | `check` | what a check found |
-//! | `engine` | the container engine, and what its answers mean |
+//! | `check` | the result of a check |
+//! | `engine` | the container engine |
 //! | `services` | broker, stream and etcd |
 //! | `machine` | programs, users, disks |
 

@@ -17,7 +17,7 @@ const STREAM_PORT: u16 = 5552;
 const STREAM_ANSWERS_WITHIN: Duration = Duration::from_secs(3);
 /// An etcd that takes longer than this loses leases under load.
 const SLOW: Duration = Duration::from_millis(50);
-/// How many requests the median latency is taken from.
+/// The number of requests for the median latency.
 const QUESTIONS: usize = 9;
 /// A database size close to etcd's default quota of 2 GiB, at which it stops accepting writes.
 const LARGE: u64 = 1_600 * 1024 * 1024;
@@ -86,7 +86,8 @@ async fn stream(config: &Config) -> Check {
     }
 }
 
-/// The remedy for an unusable service. A service that rejects the connection runs, and says why.
+/// The remedy for an unusable service. If a service rejects the connection, it is running and gives
+/// the reason.
 fn remedy(cause: &Unavailable, start: &'static str) -> &'static str {
     match cause.why {
         ServiceFault::Unreachable => start,

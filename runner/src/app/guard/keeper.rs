@@ -80,9 +80,9 @@ impl Line {
         let Some(pipe) = &mut end.pipe else { return };
         match pipe.write_all(&word.line()) {
             Ok(()) => {}
-            // It has not read for hours. It must not wake up and act on old messages.
+            // The guard has not read for hours. It must not wake up and act on old messages.
             Err(cause) if cause.kind() == ErrorKind::WouldBlock => self.is_stuck.notify_one(),
-            // It has died, which its keeper notices.
+            // The guard has died. `keep` starts another one.
             Err(_) => end.pipe = None,
         }
     }

@@ -221,7 +221,7 @@ impl Pipe {
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => break,
                 Ok(count) => self.took(&bytes[..count]),
-                // Nobody can write to it any longer.
+                // The pipe is broken. Treat it as closed.
                 Err(_) => self.took(&[]),
             }
         }

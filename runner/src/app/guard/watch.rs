@@ -19,12 +19,12 @@ pub(super) enum NextAction {
     End,
 }
 
-/// What a guard knows about its worker.
+/// The state of a worker, as seen by its guard.
 #[derive(Debug, Default)]
 pub(super) struct Watch {
     /// The time until which the worker's lease is valid.
     until: Option<Duration>,
-    /// The time of the worker's death: only that closes its end of the pipe.
+    /// The time of the worker's death. Nothing else closes its end of the pipe.
     gone: Option<Duration>,
     goodbye: bool,
     /// Nothing of the worker runs or is about to start.

@@ -2,7 +2,7 @@
 //!
 //! | module | duty |
 //! |---|---|
-//! | `end` | how the run is ended, and what is kept of it |
+//! | `end` | ends the run, and decides what is kept of it |
 //! | `kept` | ended runs that are kept for their `retention` |
 //! | `sweep` | removes what killed runs left |
 

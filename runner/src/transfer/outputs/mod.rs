@@ -32,7 +32,7 @@ const PIECE: usize = 64 * 1024;
 /// The maximum number of entries of an archive. Each one that matches takes some hundred bytes of
 /// memory.
 const MAX_ENTRIES: usize = 1_000_000;
-/// How many directories are looked at before other tasks get their turn.
+/// The number of directories to check before yielding to other tasks.
 const DIRECTORIES_AT_ONCE: usize = 1000;
 /// The path that selects the step's working directory.
 const HERE: &str = ".";

@@ -25,7 +25,7 @@ use records::{Records, Rewritten};
 /// The engine's own limit is 1 MiB, and the mount's name is added to it.
 const RECORDS_BYTES: u64 = (1 << 20) - (16 << 10);
 
-/// The directory for all entries, relative to where the tar is unpacked.
+/// The directory for all entries, relative to the one in which the tar is unpacked.
 #[derive(Debug, Clone)]
 pub(super) struct Mount(Vec<u8>);
 

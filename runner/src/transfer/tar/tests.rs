@@ -126,7 +126,7 @@ async fn an_entry_keeps_its_mode_owner_and_time() {
     let header = Header::from_byte_slice(&out[..BLOCK]);
     assert_eq!((header.mode().unwrap(), header.mtime().unwrap()), (0o640, 99));
     assert_eq!((header.uid().unwrap(), header.gid().unwrap()), (7, 8));
-    assert_eq!(&out[out.len() - 1024..], [0; 1024], "it ends as a tar ends");
+    assert_eq!(&out[out.len() - 1024..], [0; 1024], "it ends like a tar");
 }
 
 #[tokio::test]
@@ -272,7 +272,7 @@ async fn headers_of_other_formats_cannot_hide_a_name() {
     hidden.set_cksum();
     let given = [hidden.as_bytes().as_slice(), &[0; 1024]].concat();
     let out = through(&given, 99).await.unwrap();
-    assert!(!out.windows(3).any(|bytes| bytes == b"../"), "it is made anew");
+    assert!(!out.windows(3).any(|bytes| bytes == b"../"), "the header is rebuilt");
     assert!(read(out).await.contains_key("src/x"));
 }
 
@@ -288,7 +288,7 @@ async fn an_archive_truncated_at_any_point_is_an_error() {
 
     let broken = stream::iter([Ok(Bytes::from(given)), Err(io::Error::other("the line is dead"))]);
     let out: Vec<_> = below(Mount::new("m").unwrap(), broken.boxed()).collect().await;
-    assert!(out.last().unwrap().is_err(), "what breaks after the end is told too");
+    assert!(out.last().unwrap().is_err(), "an error after the end is reported too");
 }
 
 #[tokio::test]
