@@ -14,7 +14,9 @@ use runner::cluster::{AmqpEvents, AmqpOptions, AmqpQueue, Etcd};
 use runner::exec::scripted::Scripted;
 use runner::ports::{Executor, NoSecrets, Ports};
 use runner::worker::RenderInline;
-use runner::worker::suite::{MakePorts, Rig, commands, hard, large, later, marks, runs, takeover};
+use runner::worker::suite::{
+    MakePorts, Rig, commands, hard, large, later, marks, rerun, runs, takeover,
+};
 use runner::{host, transfer};
 
 /// A virtual host per test on the shared broker, and a key prefix in the shared etcd.

@@ -14,6 +14,13 @@ fn step(name: &str) -> StepName {
 
 /// Every reason, with its optional fields both present and absent.
 fn reasons() -> Vec<Reason> {
+    let mut reasons = run_reasons();
+    reasons.extend(other_reasons());
+    reasons
+}
+
+/// The reasons of events about a run in progress.
+fn run_reasons() -> Vec<Reason> {
     let node = || NodeId::from_stored("bob/runner-1");
     let store: RegisteredName = "local".parse().unwrap();
     vec![
@@ -66,6 +73,12 @@ fn reasons() -> Vec<Reason> {
             repeats: Vec::new(),
         },
         Reason::PipelineRunRejected { delay_ms: 1000 },
+    ]
+}
+
+/// The reasons of events about the end of a run, about commands, definitions and workers.
+fn other_reasons() -> Vec<Reason> {
+    vec![
         Reason::LoggerDropped { bytes: 7 },
         Reason::PipelineStopping,
         Reason::PipelineSuccessful,

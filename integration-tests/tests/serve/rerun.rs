@@ -84,11 +84,16 @@ async fn a_failed_run_can_be_rerun_and_inspected() {
     let unknown = typed(&place, &["rerun", &run, "--from", "nothing"]).await;
     assert!(text(&unknown.stderr).contains("build, test, show"), "{}", text(&unknown.stderr));
     worker.end().await;
-    // The images that it took over belong to the other run and stay.
+    assert_images_stay(&place, &third).await;
+}
+
+/// Asserts that the images that a run took over stay when it is removed, because they belong to another
+/// run. Removes what all runs have left.
+async fn assert_images_stay(place: &TestEnv, third: &str) {
     let engine = Options::new(place.services.get("CONTAINER_ENGINE_URL"));
     let podman = Podman::connect(engine).unwrap();
     podman.destroy(&third.parse().unwrap()).await.unwrap();
-    let kept = typed(&place, &["diff", &place.run("again"), "test"]).await;
+    let kept = typed(place, &["diff", &place.run("again"), "test"]).await;
     assert_eq!(text(&kept.stdout), "C /built\n", "{}", text(&kept.stderr));
     for run in podman.leftovers().await.unwrap().into_iter().map(|left| left.run) {
         if run.as_str().contains(&place.tag) {

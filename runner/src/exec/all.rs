@@ -73,7 +73,7 @@ impl Executors {
     /// The engine that runs steps with or without an image of their own.
     fn engine_for(&self, has_own_image: bool) -> Option<&dyn Steps> {
         let own = self.job_engine.as_deref().filter(|_| has_own_image);
-        own.or(self.engine())
+        own.or_else(|| self.engine())
     }
 
     /// The executor whose steps leave such a workspace.

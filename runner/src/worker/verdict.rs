@@ -36,6 +36,10 @@ pub(super) struct NotNow {
 pub(super) type Refusal = (Cause, String);
 
 /// What to do with a start.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one for each start, and it is taken apart at once"
+)]
 pub(super) enum Judgement {
     /// Claim its run with this definition, and do this with it.
     Claim(Option<Pipeline>, Verdict),

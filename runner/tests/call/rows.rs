@@ -146,6 +146,13 @@ fn later_rows(kind: &str) -> Vec<Row> {
 
 /// The actions of sevDesk.
 pub(crate) fn of_sevdesk() -> Vec<Row> {
+    let mut rows = sevdesk_changes();
+    rows.extend(sevdesk_reads());
+    rows
+}
+
+/// The actions that create or change an invoice or a contact.
+fn sevdesk_changes() -> Vec<Row> {
     let draft = json!({ "invoice": {
         "header": "x", "objectName": "Invoice", "mapAll": true, "status": 100
     } });
@@ -189,9 +196,7 @@ pub(crate) fn of_sevdesk() -> Vec<Row> {
             "",
             null.clone(),
         ),
-        ("delete_invoice", "invoice_id: '4711'", "DELETE", "/Invoice/4711", "", null.clone()),
-        ("get_invoice", "invoice_id: 4711", "GET", "/Invoice/4711", "", null.clone()),
-        ("get_invoice_status", "invoice_id: 4711", "GET", "/Invoice/4711", "", null.clone()),
+        ("delete_invoice", "invoice_id: '4711'", "DELETE", "/Invoice/4711", "", null),
         (
             "send_invoice",
             "invoice_id: 1, toEmail: a@b, subject: s, text: hello",
@@ -208,6 +213,15 @@ pub(crate) fn of_sevdesk() -> Vec<Row> {
             "",
             json!({ "name": "ACME" }),
         ),
+    ]
+}
+
+/// The actions that only read.
+fn sevdesk_reads() -> Vec<Row> {
+    let null = Value::Null;
+    vec![
+        ("get_invoice", "invoice_id: 4711", "GET", "/Invoice/4711", "", null.clone()),
+        ("get_invoice_status", "invoice_id: 4711", "GET", "/Invoice/4711", "", null.clone()),
         (
             "list_invoices",
             "filter: { status: 100, header: 'a&b', contact: { id: 7, objectName: Contact } }",

@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 
 use crate::plan::{FaultEvent, Plan, RunPlan};
 use crate::world::{Process, World, lock};
-use crate::{broker, check, edge, engine, store, stream};
+use crate::{broker, check, edge, engine, executor, store, stream};
 
 /// How long all runs may take, in simulated time.
 const PATIENCE: Duration = Duration::from_secs(1_800);
@@ -51,7 +51,7 @@ impl Cluster {
             queue: Arc::new(broker::Handle { process: Arc::clone(&process) }),
             store: Arc::new(store::Handle { process: Arc::clone(&process) }),
             events: stream::Handle::new(&process),
-            executor: Arc::new(engine::Handle { process: Arc::clone(&process) }),
+            executor: Arc::new(executor::Handle { process: Arc::clone(&process) }),
             transfer: Arc::new(edge::Handle { process: Arc::clone(&process) }),
             host: Arc::clone(&process) as _,
             renderer: Arc::new(RenderInline),

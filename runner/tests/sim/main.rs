@@ -22,6 +22,7 @@ mod check;
 mod cluster;
 mod edge;
 mod engine;
+mod executor;
 mod once;
 mod plan;
 mod refused;

@@ -20,7 +20,9 @@ use runner::embedded::{Embedded, Options};
 use runner::exec::scripted::Scripted;
 use runner::ports::{Host, NoSecrets, Ports};
 use runner::worker::RenderInline;
-use runner::worker::suite::{MakePorts, Rig, commands, hard, large, later, marks, runs, takeover};
+use runner::worker::suite::{
+    MakePorts, Rig, commands, hard, large, later, marks, rerun, runs, takeover,
+};
 use runner::{host, transfer};
 
 async fn rig() -> (Rig, Embedded) {

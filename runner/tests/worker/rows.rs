@@ -39,7 +39,7 @@ macro_rules! for_each_row {
             takeover::an_end_that_was_decided_is_the_end,
             takeover::an_orphan_gets_the_slot_of_a_worker_that_has_but_one,
             takeover::what_is_left_of_a_run_is_swept_in_time,
-            takeover::a_new_run_goes_on_where_an_ended_one_has_come_to,
+            rerun::a_new_run_goes_on_where_an_ended_one_has_come_to,
             takeover::a_refused_start_is_never_run,
             large::results_that_fill_the_record_do_not_keep_a_run_from_its_end,
             large::a_large_definition_is_written_once_however_many_steps_there_are,

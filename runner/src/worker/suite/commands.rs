@@ -65,6 +65,14 @@ pub async fn what_cannot_be_understood_is_dead_lettered_and_told(
     rig.end().await;
 }
 
+/// Asserts that a run was rejected with a message that contains this text.
+async fn assert_rejected(rig: &Rig, name: &str, why: &str) {
+    let record = refused(rig, name).await;
+    assert_eq!(record.cause, Some(Cause::Rejected));
+    let message = record.message.unwrap();
+    assert!(message.contains(why), "{message}");
+}
+
 /// A start with an unknown, paused or invalid pipeline or an unknown logger fails with that cause.
 pub async fn a_start_that_cannot_be_run_is_recorded_as_failed_with_its_cause(mut rig: Rig) {
     rig.worker(1).await;
@@ -81,9 +89,7 @@ pub async fn a_start_that_cannot_be_run_is_recorded_as_failed_with_its_cause(mut
     invalid["imgae"] = json!("x");
     rig.store_pipeline(&invalid).await;
     rig.start_stored(&rig.run("invalid"), "invalid").await;
-    let record = refused(&rig, "invalid").await;
-    assert_eq!(record.cause, Some(Cause::Rejected));
-    assert!(record.message.unwrap().contains("imgae"));
+    assert_rejected(&rig, "invalid", "imgae").await;
 
     let body = json!({ "run-id": rig.run("logger"), "logger": format!("no-{}", rig.tag),
         "pipeline": rig.pipeline("logger", &["exit 0"]) });
@@ -105,30 +111,22 @@ pub async fn a_start_that_cannot_be_run_is_recorded_as_failed_with_its_cause(mut
     later["steps"][1]["executor"] = json!("ssh");
     later["steps"][1]["secrets"] = json!(["token"]);
     rig.start(&rig.run("later"), &later).await;
-    let record = refused(&rig, "later").await;
-    assert_eq!(record.cause, Some(Cause::Rejected));
-    assert!(record.message.unwrap().contains("`secrets`"));
+    assert_rejected(&rig, "later", "`secrets`").await;
 
     let mut kept = rig.pipeline("kept", &["exit 0"]);
     kept["steps"][0]["outputs"] = json!([{ "path": "a" }]);
     rig.start(&rig.run("kept"), &kept).await;
-    let record = refused(&rig, "kept").await;
-    assert_eq!(record.cause, Some(Cause::Rejected));
-    assert!(record.message.unwrap().contains("keeps none: BOB_OUTPUTS"));
+    assert_rejected(&rig, "kept", "keeps none: BOB_OUTPUTS").await;
 
     let mut local = rig.pipeline("local", &["exit 0"]);
     local["steps"][0]["executor"] = json!("local");
     rig.start(&rig.run("local"), &local).await;
-    let record = refused(&rig, "local").await;
-    assert_eq!(record.cause, Some(Cause::Rejected));
-    assert!(record.message.unwrap().contains("no executor local: BOB_EXECUTORS"));
+    assert_rejected(&rig, "local", "no executor local: BOB_EXECUTORS").await;
 
     let mut closed = rig.pipeline("closed", &["exit 0", "exit 0"]);
     closed["steps"][1]["network"] = json!("closed");
     rig.start(&rig.run("closed"), &closed).await;
-    let record = refused(&rig, "closed").await;
-    assert_eq!(record.cause, Some(Cause::Rejected));
-    assert!(record.message.unwrap().contains("step 1: network \"closed\" is not open"));
+    assert_rejected(&rig, "closed", "step 1: network \"closed\" is not open").await;
 
     let mut huge = rig.pipeline("huge", &["exit 0"]);
     huge["quotas"] = json!({ "requests": { "mem": "1E" } });

@@ -17,6 +17,7 @@ pub mod hard;
 pub mod large;
 pub mod later;
 pub mod marks;
+pub mod rerun;
 pub mod runs;
 pub mod takeover;
 

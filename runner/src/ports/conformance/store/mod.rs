@@ -1,33 +1,21 @@
-//! Conformance tests for the [`Store`] port.
+//! Conformance tests for the [`Store`](crate::ports::Store) port.
 
-use std::sync::Arc;
-use std::time::Duration;
+mod leases;
+mod subject;
 
 use futures::StreamExt;
-use futures::future::{BoxFuture, join_all};
+use futures::future::join_all;
 
+use self::leases::{
+    a_key_leaves_its_lease_when_it_is_written_again, a_key_moves_to_another_lease_with_its_value,
+    a_lease_runs_out_unless_it_is_renewed, keys_end_with_their_lease,
+};
+pub use self::subject::StoreSubject;
+use self::subject::{gone, next};
 use super::{never, soon};
-use crate::ports::{Change, Changes, Entry, Expect, LeaseId, Store, StoreError, Txn};
+use crate::ports::{Change, Entry, Expect, StoreError, Txn};
 
-/// A store under test.
-pub struct StoreSubject {
-    /// Prefix of every key, unique to this call, so that a store can be shared.
-    pub prefix: String,
-    /// The store.
-    pub store: Arc<dyn Store>,
-    /// The same store through another node's adapter. May be the same value.
-    pub other: Arc<dyn Store>,
-    /// Compacts the store's history up to a revision, if the store supports that.
-    pub compact: Option<Box<dyn Fn(i64) -> BoxFuture<'static, ()> + Send + Sync>>,
-}
-
-impl std::fmt::Debug for StoreSubject {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("StoreSubject").field("prefix", &self.prefix).finish_non_exhaustive()
-    }
-}
-
-/// Asserts the contract of [`Store`].
+/// Asserts the contract of [`Store`](crate::ports::Store).
 pub async fn store(subject: StoreSubject) {
     let subject = &subject;
     Box::pin(revisions_tell_what_changed_when(subject)).await;
@@ -44,62 +32,6 @@ pub async fn store(subject: StoreSubject) {
     Box::pin(a_key_moves_to_another_lease_with_its_value(subject)).await;
     Box::pin(a_lease_runs_out_unless_it_is_renewed(subject)).await;
     Box::pin(a_compacted_watch_says_so(subject)).await;
-}
-
-/// The result of a transaction that was checked.
-struct Seen {
-    revision: i64,
-    reads: Vec<Vec<Entry>>,
-}
-
-impl Seen {
-    fn entry(&self, position: usize) -> Option<&Entry> {
-        self.reads[position].first()
-    }
-}
-
-impl StoreSubject {
-    fn key(&self, name: &str) -> String {
-        format!("{}{name}", self.prefix)
-    }
-
-    async fn made(&self, txn: Txn) -> Seen {
-        let reply = self.store.txn(txn).await.expect("a transaction is answered");
-        assert!(reply.committed, "a transaction whose demands hold commits");
-        Seen { revision: reply.revision, reads: reply.reads }
-    }
-
-    async fn refused(&self, txn: Txn) -> Seen {
-        let reply = self.store.txn(txn).await.expect("a transaction is answered");
-        assert!(!reply.committed, "a transaction whose demands do not hold changes nothing");
-        Seen { revision: reply.revision, reads: reply.reads }
-    }
-
-    async fn get(&self, key: &str) -> Option<Entry> {
-        let entry = self.store.get(key).await.expect("a key can be read");
-        let seen = self.other.get(key).await.expect("a key can be read by another node");
-        assert_eq!(entry, seen, "two nodes see the same");
-        entry
-    }
-
-    async fn names(&self, prefix: &str) -> Vec<String> {
-        let listing = self.store.list(prefix).await.expect("a prefix can be listed");
-        listing.entries.into_iter().map(|entry| entry.key).collect()
-    }
-}
-
-async fn next(changes: &mut Changes) -> Change {
-    soon("the next change", changes.next()).await.expect("a watch continues").expect("a change")
-}
-
-/// Asserts that the next change deletes this key. Returns the revision.
-async fn gone(changes: &mut Changes, gone: &str) -> i64 {
-    match next(changes).await {
-        Change::Deleted { key, revision } if key == gone => revision,
-        other @ (Change::Put(_) | Change::Deleted { .. }) => {
-            panic!("{gone} is to go, but the watch saw {other:?}")
-        }
-    }
 }
 
 async fn revisions_tell_what_changed_when(subject: &StoreSubject) {
@@ -382,133 +314,6 @@ async fn a_watch_keeps_to_its_prefix(subject: &StoreSubject) {
     drop(others);
     subject.made(Txn::new().delete(&inside)).await;
     gone(&mut changes, &inside).await;
-}
-
-async fn keys_end_with_their_lease(subject: &StoreSubject) {
-    let (a, b, free) = (subject.key("lease/a"), subject.key("lease/b"), subject.key("lease/free"));
-    let asked = Duration::from_secs(60);
-    let granted = subject.store.grant(asked).await.expect("a lease is granted");
-    assert!(granted.ttl >= asked, "a lease is as long as asked, at least");
-    subject.store.keep_alive(granted.lease).await.expect("it is renewed");
-
-    let made = subject
-        .made(
-            Txn::new()
-                .put_leased(&a, b"1".to_vec(), granted.lease)
-                .put_leased(&b, b"1".to_vec(), granted.lease)
-                .put(&free, b"1".to_vec()),
-        )
-        .await;
-    subject.made(Txn::new().put_leased(&b, b"2".to_vec(), granted.lease)).await;
-    let from = subject.store.list(&subject.key("lease/")).await.unwrap().revision + 1;
-    let mut changes = subject.other.watch(&subject.key("lease/"), from).await.unwrap();
-
-    subject.store.revoke(granted.lease).await.expect("a lease can be revoked");
-    assert_eq!(subject.names(&subject.key("lease/")).await, [free], "its keys go with it");
-    let removed = [next(&mut changes).await, next(&mut changes).await];
-    for key in [&a, &b] {
-        let seen = removed.iter().any(|change| {
-            matches!(change, Change::Deleted { key: gone, revision }
-                if gone == key && *revision > made.revision)
-        });
-        assert!(seen, "a watch sees that {key} went: {removed:?}");
-    }
-
-    subject.store.revoke(granted.lease).await.expect("what is gone can be revoked");
-    lost(&subject.store, granted.lease).await;
-    let late = Txn::new().put_leased(&a, b"late".to_vec(), granted.lease);
-    match subject.store.txn(late).await {
-        Err(StoreError::LeaseGone(id)) => assert_eq!(id, granted.lease.0),
-        other => panic!("a key cannot hang on a lease that is gone: {other:?}"),
-    }
-    assert_eq!(subject.get(&a).await, None);
-}
-
-async fn lost(store: &Arc<dyn Store>, lease: LeaseId) {
-    match store.keep_alive(lease).await {
-        Err(StoreError::LeaseGone(id)) => assert_eq!(id, lease.0),
-        other => panic!("a lease that is gone is not renewed: {other:?}"),
-    }
-}
-
-async fn a_key_leaves_its_lease_when_it_is_written_again(subject: &StoreSubject) {
-    let (kept, moved, renewed) =
-        (subject.key("leave/kept"), subject.key("leave/moved"), subject.key("leave/renewed"));
-    let first = subject.store.grant(Duration::from_secs(60)).await.unwrap().lease;
-    let second = subject.store.grant(Duration::from_secs(60)).await.unwrap().lease;
-    assert_ne!(first, second);
-    for key in [&kept, &moved, &renewed] {
-        subject.made(Txn::new().put_leased(key, b"1".to_vec(), first)).await;
-    }
-    subject.made(Txn::new().put(&kept, b"2".to_vec())).await;
-    subject.made(Txn::new().put_leased(&moved, b"2".to_vec(), second)).await;
-    subject.made(Txn::new().delete(&renewed)).await;
-    subject.made(Txn::new().put(&renewed, b"2".to_vec())).await;
-
-    subject.store.revoke(first).await.unwrap();
-    let all = [kept.clone(), moved.clone(), renewed.clone()];
-    assert_eq!(subject.names(&subject.key("leave/")).await, all);
-    subject.store.revoke(second).await.unwrap();
-    assert_eq!(subject.names(&subject.key("leave/")).await, [kept, renewed]);
-}
-
-async fn a_key_moves_to_another_lease_with_its_value(subject: &StoreSubject) {
-    let store = &subject.store;
-    let key = |name: &str| format!("{}moves/{name}", subject.prefix);
-    let hour = Duration::from_secs(3600);
-    let (first, second) =
-        (store.grant(hour).await.unwrap().lease, store.grant(hour).await.unwrap().lease);
-    subject.made(Txn::new().put_leased(key("leased"), b"a".to_vec(), first)).await;
-    let made = subject.made(Txn::new().put(key("lasting"), b"b".to_vec())).await;
-    let attach = Txn::new()
-        .put(key("beside"), b"c".to_vec())
-        .attach(key("leased"), second)
-        .attach(key("lasting"), second)
-        .attach(key("absent"), second)
-        .read(key("lasting"));
-    let moved = subject.made(attach).await;
-    let lasting = moved.entry(0).unwrap();
-    assert_eq!(lasting.value, b"b");
-    assert_eq!((lasting.create_revision, lasting.mod_revision), (made.revision, moved.revision));
-    assert!(subject.get(&key("absent")).await.is_none(), "nothing is made of an absent key");
-    store.revoke(first).await.unwrap();
-    assert_eq!(subject.get(&key("leased")).await.unwrap().value, b"a");
-    store.revoke(second).await.unwrap();
-    for gone in ["leased", "lasting"] {
-        assert!(subject.get(&key(gone)).await.is_none(), "{gone}");
-    }
-    assert_eq!(subject.get(&key("beside")).await.unwrap().value, b"c");
-    let refused = store.txn(Txn::new().attach(key("beside"), second)).await.unwrap_err();
-    assert!(matches!(refused, StoreError::LeaseGone(_)), "{refused}");
-}
-
-async fn a_lease_runs_out_unless_it_is_renewed(subject: &StoreSubject) {
-    let (dies, lives) = (subject.key("expire/dies"), subject.key("expire/lives"));
-    let asked = Duration::from_secs(1);
-    let short = subject.store.grant(asked).await.unwrap();
-    let long = subject.store.grant(asked).await.unwrap();
-    assert!(short.ttl >= asked);
-    subject.made(Txn::new().put_leased(&dies, b"1".to_vec(), short.lease)).await;
-    let made = subject.made(Txn::new().put_leased(&lives, b"1".to_vec(), long.lease)).await;
-
-    let mut changes =
-        subject.other.watch(&subject.key("expire/"), made.revision + 1).await.unwrap();
-    let renewing = async {
-        loop {
-            subject.store.keep_alive(long.lease).await.expect("it is renewed in time");
-            tokio::time::sleep(long.ttl / 4).await;
-        }
-    };
-    tokio::select! {
-        revision = soon("the end of a lease", gone(&mut changes, &dies)) => {
-            assert!(revision > made.revision);
-        }
-        () = renewing => {}
-    }
-    assert_eq!(subject.get(&dies).await, None);
-    lost(&subject.store, short.lease).await;
-    assert!(subject.get(&lives).await.is_some(), "what is renewed lives on");
-    soon("the end of the other lease", gone(&mut changes, &lives)).await;
 }
 
 async fn a_compacted_watch_says_so(subject: &StoreSubject) {

@@ -1,0 +1,283 @@
+//! The container engine in tests: an executor on it, a run per test, and a sink that records
+//! output.
+
+mod api;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::StreamExt as _;
+use parking_lot::Mutex;
+use protocol::event::LogStream;
+use protocol::id::{Epoch, RunId};
+use protocol::pipeline::{ExecutorKind, PullPolicy};
+use runner::exec::podman::{Options, Podman};
+use runner::ports::conformance::StepBuilder;
+use runner::ports::{
+    ExecError, Gate, Images as _, LogSink, RunScope, StepOutcome, StepSpec, Steps as _, StopSignal,
+    Workspace,
+};
+
+pub use self::api::Api;
+use crate::services::{ENGINE, Services};
+
+/// Records the output of a step.
+#[derive(Debug, Default)]
+pub struct OutputRecorder {
+    stdout: Mutex<Vec<u8>>,
+    stderr: Mutex<Vec<u8>>,
+    notes: Mutex<Vec<u8>>,
+}
+
+impl OutputRecorder {
+    fn of(&self, stream: LogStream) -> &Mutex<Vec<u8>> {
+        match stream {
+            LogStream::Stderr => &self.stderr,
+            LogStream::Stdout => &self.stdout,
+            LogStream::Bob => &self.notes,
+        }
+    }
+
+    fn all(&self, stream: LogStream) -> Vec<u8> {
+        self.of(stream).lock().clone()
+    }
+
+    /// The standard output so far.
+    #[must_use]
+    pub fn stdout(&self) -> Vec<u8> {
+        self.all(LogStream::Stdout)
+    }
+
+    /// The standard error so far.
+    #[must_use]
+    pub fn stderr(&self) -> Vec<u8> {
+        self.all(LogStream::Stderr)
+    }
+
+    /// The executor's notices about the output.
+    #[must_use]
+    pub fn notes(&self) -> String {
+        String::from_utf8_lossy(&self.all(LogStream::Bob)).into_owned()
+    }
+
+    /// The standard output as text.
+    #[must_use]
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.stdout()).into_owned()
+    }
+}
+
+#[async_trait]
+impl LogSink for OutputRecorder {
+    async fn write(&self, stream: LogStream, bytes: Bytes) {
+        let mut kept = self.of(stream).lock();
+        kept.extend_from_slice(&bytes);
+    }
+}
+
+/// A step that runs a command.
+#[must_use]
+pub fn step(position: usize, words: &[&str]) -> StepSpec {
+    StepBuilder::new(position, ExecutorKind::Podman).words(words).network("none").build()
+}
+
+/// A step that runs a line of shell.
+#[must_use]
+pub fn shell(position: usize, line: &str) -> StepSpec {
+    step(position, &["sh", "-c", line])
+}
+
+/// A run and an executor for one test.
+#[derive(Debug)]
+pub struct Bench {
+    /// The executor.
+    pub podman: Podman,
+    /// The run.
+    pub run: RunScope,
+    /// The stop signal of its steps.
+    pub stop: StopSignal,
+    /// The URL of the engine.
+    pub url: String,
+}
+
+impl Bench {
+    /// Uses the engine and the base image of the environment.
+    ///
+    /// # Panics
+    /// If the engine's URL is invalid.
+    #[must_use]
+    pub fn of_environment() -> Option<Self> {
+        let services = Services::of_environment(ENGINE)?;
+        Some(Self::new(
+            &Options::new(services.get("CONTAINER_ENGINE_URL")),
+            services.get("BOB_TEST_IMAGE"),
+        ))
+    }
+
+    /// Whether the engine has objects of a run.
+    ///
+    /// # Panics
+    /// If the engine does not answer.
+    pub async fn is_left(&self, run: &RunId) -> bool {
+        let left = self.podman.leftovers().await.expect("the engine lists leftovers");
+        left.iter().any(|left| left.run == *run)
+    }
+
+    /// Creates an executor for an engine.
+    ///
+    /// # Panics
+    /// If the engine's URL is invalid.
+    #[must_use]
+    pub fn new(options: &Options, image: &str) -> Self {
+        let run = format!("r-T.{}", uuid::Uuid::new_v4());
+        Self {
+            podman: Podman::connect(options.clone()).expect("an engine's address"),
+            run: RunScope {
+                cluster: "a test's own".into(),
+                run: run.parse().expect("a run id"),
+                epoch: Epoch(1),
+                image: image.to_owned(),
+                pull: PullPolicy::Missing,
+                has_own_images: true,
+            },
+            stop: StopSignal::default(),
+            url: options.url.clone(),
+        }
+    }
+
+    /// The same run as seen by another process.
+    ///
+    /// # Panics
+    /// If the engine's URL is invalid.
+    #[must_use]
+    pub fn another_process(&self) -> Self {
+        Self {
+            podman: Podman::connect(Options::new(&self.url)).expect("an engine's address"),
+            run: self.run.clone(),
+            stop: StopSignal::default(),
+            url: self.url.clone(),
+        }
+    }
+
+    /// Another run on the same engine.
+    #[must_use]
+    pub fn another_run(&self) -> Self {
+        Self::new(&Options::new(&self.url), &self.run.image)
+    }
+
+    /// Prepares the run's first workspace.
+    ///
+    /// # Panics
+    /// If that fails.
+    pub async fn prepare(&self) -> Workspace {
+        self.podman.prepare(&self.run, &self.stop).await.expect("the base image")
+    }
+
+    /// Runs a step whose gate is open.
+    ///
+    /// # Errors
+    /// Errors of the executor.
+    pub async fn try_step(
+        &self,
+        on: &Workspace,
+        step: &StepSpec,
+    ) -> Result<(StepOutcome, Arc<OutputRecorder>), ExecError> {
+        let kept = Arc::new(OutputRecorder::default());
+        let out: Arc<dyn LogSink> = Arc::<OutputRecorder>::clone(&kept);
+        let gate = Gate::open();
+        let ran = self.podman.run_step(&self.run, on, step, gate, out, &self.stop).await?;
+        Ok((ran, kept))
+    }
+
+    /// Runs a step.
+    ///
+    /// # Panics
+    /// If the executor fails.
+    pub async fn step(
+        &self,
+        on: &Workspace,
+        step: &StepSpec,
+    ) -> (StepOutcome, Arc<OutputRecorder>) {
+        self.try_step(on, step).await.expect("a step")
+    }
+
+    /// Runs a step that must exit with 0, and commits it.
+    ///
+    /// # Panics
+    /// If the executor or the step fails.
+    pub async fn pass(&self, on: &Workspace, step: &StepSpec) -> (Workspace, Arc<OutputRecorder>) {
+        let (ran, kept) = self.step(on, step).await;
+        let stderr = String::from_utf8_lossy(&kept.stderr()).into_owned();
+        assert_eq!(ran.exit.code, 0, "{:?}: {stderr}", step.words);
+        (self.podman.checkpoint(&self.run, ran.left, step).await.expect("a checkpoint"), kept)
+    }
+
+    /// Removes the run's objects and checks that none is left.
+    ///
+    /// # Panics
+    /// If one is left.
+    pub async fn destroy(&self) {
+        self.podman.destroy(&self.run.run).await.expect("a clean end");
+        let api = Api::of(&self.url);
+        assert_eq!(api.labelled("containers", &self.run.run).await, 0, "containers are left");
+        assert_eq!(api.labelled("images", &self.run.run).await, 0, "images are left");
+    }
+}
+
+/// Waits until a condition holds.
+///
+/// # Panics
+/// If it does not hold within a minute.
+pub async fn until<F: Future<Output = bool>>(what: &str, holds: impl Fn() -> F) {
+    let begun = Instant::now();
+    while !holds().await {
+        assert!(begun.elapsed() < Duration::from_secs(60), "waited in vain: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Collects all bytes of a stream.
+///
+/// # Panics
+/// If it fails.
+pub async fn collect(mut stream: runner::ports::ByteStream) -> Vec<u8> {
+    let mut all = Vec::new();
+    while let Some(bytes) = stream.next().await {
+        all.extend_from_slice(&bytes.expect("whole"));
+    }
+    all
+}
+
+/// A tar with one file.
+///
+/// # Panics
+/// Never, because it is built in memory.
+pub async fn tar_of(name: &str, content: &[u8]) -> Vec<u8> {
+    let mut tar = tokio_tar::Builder::new(Vec::new());
+    let mut header = tokio_tar::Header::new_gnu();
+    header.set_size(content.len() as u64);
+    header.set_mode(0o644);
+    tar.append_data(&mut header, name, content).await.expect("in memory");
+    tar.into_inner().await.expect("in memory")
+}
+
+/// The files of a tar, by name.
+///
+/// # Panics
+/// If it is invalid.
+pub async fn files_of(tar: &[u8]) -> Vec<(String, Vec<u8>)> {
+    use tokio::io::AsyncReadExt as _;
+    let mut archive = tokio_tar::Archive::new(tar);
+    let mut entries = archive.entries().expect("a tar");
+    let mut files = Vec::new();
+    while let Some(entry) = entries.next().await {
+        let mut entry = entry.expect("an entry");
+        let name = entry.path().expect("a name").display().to_string();
+        let mut content = Vec::new();
+        entry.read_to_end(&mut content).await.expect("content");
+        files.push((name, content));
+    }
+    files
+}
