@@ -78,12 +78,14 @@ pub const RESULT_FILE: &str = "result.json";
 /// A message, if it is too large or is not a JSON object.
 pub fn result_of(bytes: &[u8]) -> Result<Value, String> {
     if bytes.len() > MAX_RESULT {
-        return Err(format!("{RESULT_FILE} is larger than {MAX_RESULT} bytes, and is no result"));
+        return Err(format!(
+            "{RESULT_FILE} is larger than {MAX_RESULT} bytes, so the step has no result"
+        ));
     }
     match serde_json::from_slice(bytes) {
         Ok(result @ Value::Object(_)) => Ok(result),
-        Ok(_) => Err(format!("{RESULT_FILE} is no JSON object, and is no result")),
-        Err(cause) => Err(format!("{RESULT_FILE} is no JSON, and is no result: {cause}")),
+        Ok(_) => Err(format!("{RESULT_FILE} is not a JSON object, so the step has no result")),
+        Err(cause) => Err(format!("{RESULT_FILE} is not JSON, so the step has no result: {cause}")),
     }
 }
 

@@ -54,7 +54,7 @@ const ANSWERS_WITHIN: std::time::Duration = std::time::Duration::from_secs(30);
 
 fn signature(key: &str, id: &str, at: &str, body: &[u8]) -> Result<String, String> {
     let key = STANDARD.decode(key).map_err(
-        |_no_base64| "the secret of a callback begins with whsec_, and is no base64 behind that",
+        |_no_base64| "the secret of a callback begins with whsec_, and is not base64 behind that",
     )?;
     let mut mac = Hmac::<Sha256>::new_from_slice(&key)
         .map_err(|_any_length_will_do| "the secret of a callback cannot be used")?;

@@ -124,7 +124,7 @@ async fn an_invalid_request_is_refused_before_anything_is_sent() {
     for (with, why) in [
         ("method: GET".to_owned(), "`url` is missing"),
         ("url: 'ftp://x'".to_owned(), "no address of the web"),
-        (format!("url: '{url}', method: 'A B'"), "`method` is no method"),
+        (format!("url: '{url}', method: 'A B'"), "`method` is not a method"),
         (format!("url: '{url}', body: x, json: {{}}"), "exclude each other"),
         (format!("url: '{url}', expect: [20x]"), "`expect`"),
         (format!("url: '{url}', expect: []"), "`expect`"),

@@ -104,7 +104,7 @@ async fn a_job_waits_for_a_task_only_on_request_and_up_to_its_timeout() {
     })
     .await;
     let done = run(&shortcut(&slow, "kvm_start", "wait_timeout: 1ms")).await;
-    assert!(done.error().contains("goes on after `wait_timeout`"), "{done:?}");
+    assert!(done.error().contains("continues after `wait_timeout`"), "{done:?}");
 }
 
 // Rows: A15
@@ -124,7 +124,7 @@ async fn a_stopped_step_names_the_task_it_was_waiting_for() {
     };
     let (done, ()) = tokio::join!(running, stopping);
     let done = done.unwrap();
-    assert_eq!((done.code, done.error()), (143, &*format!("stopped: task {TASK} goes on there")));
+    assert_eq!((done.code, done.error()), (143, &*format!("stopped: task {TASK} continues there")));
 }
 
 // Rows: A15
@@ -236,7 +236,7 @@ async fn substituted_values_cannot_change_the_path_of_a_call() {
     let mut step = shortcut(&server, "kvm_start", "");
     for vmid in ["1/../..", "..", "100?x", "${no.such}"] {
         step.with.insert("vmid".to_owned(), vmid.into());
-        assert!(refused(&step).await.contains("`vmid` is no number"), "{vmid}");
+        assert!(refused(&step).await.contains("`vmid` is not a number"), "{vmid}");
     }
     step.with.insert("vmid".to_owned(), 101.into());
     for path in

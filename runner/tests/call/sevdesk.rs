@@ -156,7 +156,7 @@ async fn missing_or_unknown_sevdesk_keys_are_refused_before_anything_is_sent() {
     }
     let mut step = action(&server, "get_invoice", "invoice_id: 1");
     step.with.insert("invoice_id".to_owned(), "1/../2".into());
-    assert!(refused(&step).await.contains("`invoice_id` is no number"));
+    assert!(refused(&step).await.contains("`invoice_id` is not a number"));
     step.with.insert("invoice_idd".to_owned(), 1.into());
     assert!(refused(&step).await.contains("did you mean `invoice_id`?"));
     step.with.shift_remove("invoice_idd");

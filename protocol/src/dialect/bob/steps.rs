@@ -132,13 +132,14 @@ impl Reader {
                     None => "no step before it leaves an image".to_owned(),
                     Some(names) => format!("the images before it are those of {names}"),
                 };
-                self.fault(item, message, Some("say in `from` which one it goes on from"));
+                self.fault(item, message, Some("say in `from` which one it continues from"));
             } else if step.is_on_image()
                 && begins_on.is_none()
                 && let Some(names) = images()
             {
-                let message =
-                    format!("the step goes on from one image, and those of {names} lie before it");
+                let message = format!(
+                    "the step continues from one image, and those of {names} are before it"
+                );
                 self.fault(item, message, Some("say in `from` which one"));
             }
         }

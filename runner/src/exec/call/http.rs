@@ -47,7 +47,7 @@ impl Api for Http {
         let method = Method::from_bytes(method.as_bytes())
             .ok()
             .filter(|method| *method != Method::CONNECT)
-            .ok_or_else(|| with.bad("`method` is no method, such as GET or POST"))?;
+            .ok_or_else(|| with.bad("`method` is not a method, such as GET or POST"))?;
         let body = body(with)?;
         let (headers, hidden) = headers(with)?;
         let follow = with.switch("follow")?.unwrap_or(false);
@@ -105,10 +105,10 @@ fn headers(with: StepArguments<'_>) -> Result<(HeaderMap, Vec<String>), ExecErro
         let text = match value {
             Value::String(text) => text.clone(),
             Value::Number(_) | Value::Bool(_) => value.to_string(),
-            Value::Null | Value::Array(_) | Value::Object(_) => return Err(bad("is no text")),
+            Value::Null | Value::Array(_) | Value::Object(_) => return Err(bad("is not a text")),
         };
         let Ok(key) = HeaderName::from_bytes(name.as_bytes()) else {
-            return Err(bad("is no name of a header"));
+            return Err(bad("is not the name of a header"));
         };
         let Ok(mut value) = HeaderValue::from_str(&text) else {
             return Err(bad("has a character that a header cannot have"));
@@ -133,7 +133,7 @@ fn expected(with: StepArguments<'_>) -> Result<Vec<RangeInclusive<u16>>, ExecErr
     };
     let ranges: Option<Vec<_>> = items.iter().map(range).collect();
     ranges.filter(|ranges| !ranges.is_empty()).ok_or_else(|| {
-        with.bad("`expect` is no status and no range of them, such as 204 or 200-299")
+        with.bad("`expect` is neither a status nor a range of them, such as 204 or 200-299")
     })
 }
 

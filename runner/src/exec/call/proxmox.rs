@@ -48,7 +48,7 @@ impl Api for Proxmox {
         let node = with.must("node")?;
         let vmid = with.id("vmid")?;
         if vmid.as_ref().is_some_and(|vmid| !vmid.bytes().all(|c| c.is_ascii_digit())) {
-            return Err(with.bad("`vmid` is no number"));
+            return Err(with.bad("`vmid` is not a number"));
         }
         let (kind, command) = (with.text("type")?, with.text("command")?);
         let path = path(with, node, vmid.as_deref())?;
@@ -165,7 +165,9 @@ async fn ended(node: &str, task: &str, wait: Duration, call: &mut Call) -> Resul
     let status = match seen? {
         Some(data) => data["exitstatus"].as_str().unwrap_or("no exit status").to_owned(),
         None => {
-            let why = format!("{named} goes on after `wait_timeout`; nobody waits for it any more");
+            let why = format!(
+                "{named} continues after `wait_timeout`, and the step no longer waits for it"
+            );
             return Err(Halt::Failed { why, data: task.into(), code: 1 });
         }
     };
@@ -188,7 +190,7 @@ async fn look(
     let mut request = request(call, &Method::GET, path, query)?;
     let until = Instant::now() + wait;
     let (mut pause, longest) = call.times().looks;
-    let still = format!("{named} goes on there");
+    let still = format!("{named} continues there");
     loop {
         let answer = call.good(&request).await.map_err(|halt| of(halt, &still))?;
         let found = data(&answer.data());
@@ -230,7 +232,8 @@ async fn command(asked: &ProxmoxCall, call: &mut Call) -> Result<Value, Halt> {
     let named = format!("process {pid}");
     let exited = |data: &Value| data["exited"] == true || data["exited"] == 1;
     let Some(mut data) = look(call, &path, query, &named, wait, exited).await? else {
-        let why = format!("{named} goes on after `wait_timeout`; nobody waits for it any more");
+        let why =
+            format!("{named} continues after `wait_timeout`, and the step no longer waits for it");
         return Err(Halt::Failed { why, data: begun, code: 1 });
     };
     for (key, stream) in [("out-data", LogStream::Stdout), ("err-data", LogStream::Stderr)] {

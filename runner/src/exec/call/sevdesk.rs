@@ -116,7 +116,7 @@ fn asked(with: StepArguments<'_>, options: &Options) -> Result<SevdeskAction, Ex
     let invoice = || {
         let id = with.must_id("invoice_id")?;
         let plain = id.bytes().all(|c| c.is_ascii_digit());
-        if plain { Ok(id) } else { Err(with.bad("`invoice_id` is no number")) }
+        if plain { Ok(id) } else { Err(with.bad("`invoice_id` is not a number")) }
     };
     let own = |rest: &str| -> Result<Vec<String>, ExecError> {
         let rest = Some(rest.to_owned()).filter(|rest| !rest.is_empty());
@@ -171,7 +171,7 @@ fn asked(with: StepArguments<'_>, options: &Options) -> Result<SevdeskAction, Ex
 fn recipient(with: StepArguments<'_>) -> Result<Recipient, ExecError> {
     match (with.id("contact_id")?, with.map("contact_data")?) {
         (Some(id), _) if id.bytes().all(|c| c.is_ascii_digit()) => Ok(Recipient::Id(id)),
-        (Some(_), _) => Err(with.bad("`contact_id` is no number")),
+        (Some(_), _) => Err(with.bad("`contact_id` is not a number")),
         (None, Some(data)) => Ok(Recipient::New(data.clone())),
         (None, None) => Err(with.bad("`contact_id` or `contact_data` is missing")),
     }
@@ -318,6 +318,6 @@ fn content(answer: &Answer) -> Result<(Value, Vec<u8>), Halt> {
     };
     let text: String = text.split_whitespace().collect();
     let bytes = STANDARD.decode(text);
-    let bytes = bytes.map_err(|cause| Halt::failed(format!("the PDF is no base64: {cause}")))?;
+    let bytes = bytes.map_err(|cause| Halt::failed(format!("the PDF is not base64: {cause}")))?;
     Ok((file["filename"].clone(), bytes))
 }

@@ -75,9 +75,11 @@ pub(super) async fn perform(
             return Ok(if hang { stopped(stop, StopLevel::Run).await } else { killed(stop).await });
         }
         Some("lose") => {}
-        Some("fill") => return Err(ExecError::NoSpace { cause: "as it was told".into() }),
+        Some("fill") => {
+            return Err(ExecError::NoSpace { cause: "the words of the step ask for it".into() });
+        }
         Some("break") => {
-            let cause = "as it was told".into();
+            let cause = "the words of the step ask for it".into();
             return Err(ExecError::Engine { doing: "break".into(), cause });
         }
         Some(_) | None => {

@@ -247,8 +247,10 @@ impl Run {
         if !gone.is_empty() {
             if let (Some(parent), None) = (&self.record.parent, self.previous_owner()) {
                 // The user asked to continue from the parent's steps, not to start over.
-                let why =
-                    format!("what its steps are to go on from, of run {}, is gone", parent.run_id);
+                let why = format!(
+                    "the images of run {} that its steps start from are gone",
+                    parent.run_id
+                );
                 return self.end_failed(now, Cause::ImageLost, &why);
             }
             if let Some(resumption) = &mut self.resumption {
@@ -305,11 +307,11 @@ impl Run {
         } else {
             format!("{} was lost", past.node)
         };
-        let gone = "and an image that it would go on from is gone";
+        let gone = "and an image that it would continue from is gone";
         let message = match (image_lost, from_top) {
             (true, true) => format!("run {run} starts from the top: {why}, {gone}"),
-            (true, false) => format!("run {run} goes on at step {from_step}: {why}, {gone}"),
-            (false, _) => format!("run {run} goes on at step {from_step}: {why}"),
+            (true, false) => format!("run {run} continues at step {from_step}: {why}, {gone}"),
+            (false, _) => format!("run {run} continues at step {from_step}: {why}"),
         };
         let handed_over = past.handed_over;
         let cause = match image_lost {

@@ -2,7 +2,7 @@
 
 /// Returns an action with its end, as the library parses it, and the text after it.
 pub(super) fn action(behind: &str) -> Result<(String, &str), String> {
-    let open = || "the script is no template: it ends in an action".to_owned();
+    let open = || "the script is not a template: it ends in an action".to_owned();
     if behind.strip_prefix("- ").unwrap_or(behind).starts_with("/*") {
         let (_, after) = behind.split_once("*/").ok_or_else(open)?;
         let (_, after) = after.split_once("}}").ok_or_else(open)?;
@@ -24,14 +24,14 @@ pub(super) fn action(behind: &str) -> Result<(String, &str), String> {
             None if letter.is_ascii() => {}
             None => {
                 return Err(format!(
-                    "the script is no template: {letter:?} can stand in an action only in quotes"
+                    "the script is not a template: {letter:?} can stand in an action only in quotes"
                 ));
             }
         }
         before = letter;
     }
     Err(match quote {
-        Some(quote) => format!("the script is no template: unterminated {quote} in an action"),
+        Some(quote) => format!("the script is not a template: unterminated {quote} in an action"),
         None => open(),
     })
 }

@@ -131,7 +131,7 @@ fn parsed(plain: &str) -> Result<Template, String> {
     let mut template = Template::default();
     template.add_func("default", default_of);
     template.add_func("quote", quoted);
-    template.parse(plain).map_err(|cause| format!("the script is no template: {cause}"))?;
+    template.parse(plain).map_err(|cause| format!("the script is not a template: {cause}"))?;
     Ok(template)
 }
 
@@ -144,7 +144,7 @@ fn plain(program: &str, values: &Params) -> Result<String, String> {
         return Ok(program.to_owned());
     }
     if program.contains(AROUND) || values.values().any(|value| holds(value, AROUND)) {
-        return Err("the script is no template: it, or a variable, holds the byte 1".to_owned());
+        return Err("the script is not a template: it, or a variable, holds the byte 1".to_owned());
     }
     let mut plain = String::with_capacity(program.len());
     let number = |letter: char| match letter {
@@ -240,7 +240,7 @@ mod tests {
         let error = rendered("deploy {{ .tag }}", &[("password", "s3cret")]).unwrap_err();
         assert!(error.contains("variable tag") && !error.contains("s3cret"), "{error}");
         let error = rendered("{{ if .a }}x", &[("a", "b")]).unwrap_err();
-        assert!(error.contains("no template"), "{error}");
+        assert!(error.contains("not a template"), "{error}");
     }
 
     #[test]
@@ -249,7 +249,7 @@ mod tests {
             ["{{_ ", "{{ ", "{{", "a {{ .a ", "{{ .a\n ", "{{ \"}}\" ", "{{ .a }", "{{ 1 "]
         {
             let error = rendered(program, &[("a", "b")]).unwrap_err();
-            assert!(error.contains("no template"), "{program:?}: {error}");
+            assert!(error.contains("not a template"), "{program:?}: {error}");
         }
         assert_eq!(rendered("{{ .a -}} \n", &[("a", "b\n")]).unwrap(), "b\n");
     }
@@ -260,7 +260,7 @@ mod tests {
         assert_eq!(rendered("ä{{ \"a\\\"}}\" }}", &[]).unwrap(), "äa\"}}");
         for program in ["{{ `a}} {{ `bä }}", "ä{{ `a}}", "ä{{/* }}", "ä{{ \"\\\\\" }}"] {
             let error = rendered(program, &[]).unwrap_err();
-            assert!(error.contains("no template"), "{program:?}: {error}");
+            assert!(error.contains("not a template"), "{program:?}: {error}");
         }
     }
 

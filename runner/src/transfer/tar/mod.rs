@@ -100,7 +100,8 @@ fn not_a_tar(bytes: &[u8]) -> String {
 
 /// A size rounded up to whole blocks.
 fn padded(size: u64) -> io::Result<u64> {
-    size.checked_next_multiple_of(BLOCK as u64).ok_or_else(|| bad("an entry's size is no number"))
+    size.checked_next_multiple_of(BLOCK as u64)
+        .ok_or_else(|| bad("an entry's size is not a number"))
 }
 
 impl Rewriter {

@@ -44,7 +44,7 @@ impl Records {
     pub(super) fn size(&self) -> io::Result<Option<u64>> {
         let Some(size) = &self.size else { return Ok(None) };
         let number = std::str::from_utf8(size).ok().and_then(|text| text.parse().ok());
-        number.map(Some).ok_or_else(|| bad("the archive has a size that is no number"))
+        number.map(Some).ok_or_else(|| bad("the archive has a size that is not a number"))
     }
 
     /// Adds the content of an extension header.

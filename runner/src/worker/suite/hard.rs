@@ -203,7 +203,7 @@ impl Store for Unruly {
         self.answers()?;
         let trouble = self.trouble.lock().take_if(|(_, when)| when(&txn));
         match trouble {
-            Some((Trouble::Panic, _)) => panic!("the drive fails, as it was told to"),
+            Some((Trouble::Panic, _)) => panic!("the test makes the drive fail"),
             Some((Trouble::LoseAnswer, _)) => {
                 drop(self.store.txn(txn).await);
                 let (at, cause) = ("here".to_owned(), "the answer is lost".to_owned());

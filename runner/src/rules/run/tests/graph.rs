@@ -41,7 +41,7 @@ fn a_step_starts_when_all_its_needs_have_passed() {
     drop(run.on(NOW, exited(1)));
     let last = words(&run.on(NOW, committed(1, "i1")));
     assert_eq!(last[0], "start(3)");
-    assert!(last.contains(&"push(1)".to_owned()), "the last step goes on from it: {last:?}");
+    assert!(last.contains(&"push(1)".to_owned()), "the last step continues from it: {last:?}");
     drop(run.on(NOW, exited(3)));
     assert_eq!(words(&run.on(NOW, committed(3, "i3"))).last().unwrap(), "finish");
     assert_eq!(run.record().status, Status::Passed);
@@ -80,7 +80,7 @@ fn a_failing_step_stops_parallel_ones_and_no_other_step_starts() {
 fn if_the_pipeline_continues_only_dependents_of_the_failed_step_are_skipped() {
     let mut run = in_mode(in_the_middle(""), FailureMode::Continue);
     let orders = words(&run.on(NOW, failed(1)));
-    assert_eq!(orders.last().unwrap(), "StepCompleted", "the other one goes on");
+    assert_eq!(orders.last().unwrap(), "StepCompleted", "the other one continues");
     assert_eq!(run.record().cause, None, "nothing is decided yet");
     drop(run.on(NOW, exited(2)));
     assert_eq!(words(&run.on(NOW, committed(2, "i2"))).last().unwrap(), "finish");
@@ -174,7 +174,7 @@ fn the_failure_recorded_by_an_earlier_owner_is_kept() {
     (left.steps[1].cause, left.steps[1].message) =
         (Some(Cause::ExitCode), Some("exit code 3".into()));
     let (mut run, _) = resumed(left, false);
-    assert_eq!(words(&run.on(NOW, had()))[0], "start(2)", "the other branch goes on");
+    assert_eq!(words(&run.on(NOW, had()))[0], "start(2)", "the other branch continues");
     drop(run.on(NOW, exited(2)));
     drop(run.on(NOW, committed(2, "i2")));
     let record = run.record();
