@@ -144,6 +144,9 @@ fn later_rows(kind: &str) -> Vec<Row> {
     ]
 }
 
+/// The path that saves an invoice together with its parts.
+const SAVE: &str = "/Invoice/Factory/saveInvoice";
+
 /// The actions of sevDesk.
 pub(crate) fn of_sevdesk() -> Vec<Row> {
     let mut rows = sevdesk_changes();
@@ -162,7 +165,7 @@ fn sevdesk_changes() -> Vec<Row> {
             "create_invoice",
             "contact_id: 7, invoice_data: { header: x, invoicePosSave: [{ name: a }] }",
             "POST",
-            "/Invoice/Factory/saveInvoice",
+            SAVE,
             "",
             json!({
                 "invoicePosSave": [{ "name": "a" }],
@@ -172,22 +175,8 @@ fn sevdesk_changes() -> Vec<Row> {
                 }
             }),
         ),
-        (
-            "save_invoice_draft",
-            "invoice_data: { header: x }",
-            "POST",
-            "/Invoice/Factory/saveInvoice",
-            "",
-            draft.clone(),
-        ),
-        (
-            "save_invoice_draft",
-            "invoice_data: { invoice: { header: x } }",
-            "POST",
-            "/Invoice/Factory/saveInvoice",
-            "",
-            draft,
-        ),
+        ("save_invoice_draft", "invoice_data: { header: x }", "POST", SAVE, "", draft.clone()),
+        ("save_invoice_draft", "invoice_data: { invoice: { header: x } }", "POST", SAVE, "", draft),
         (
             "cancel_invoice",
             "invoice_id: 4711",
