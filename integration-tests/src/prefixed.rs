@@ -1,5 +1,5 @@
-//! A part of a shared store. A worker takes care of every open run that it sees, so two tests must
-//! not see each other's runs.
+//! Restricts a store to the keys with a prefix, so that tests can share one store. A worker acts on
+//! every open run that it sees, so tests must not see each other's runs.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +10,8 @@ use runner::ports::{
     Change, Changes, Entry, Granted, LeaseId, Listing, Read, Store, StoreError, Txn, TxnReply,
 };
 
-/// A store that adds a prefix to all keys, invisible to its user.
+/// Adds a prefix to every key that it sends to the store, and removes it from every key that the
+/// store returns.
 pub struct Prefixed {
     store: Arc<dyn Store>,
     prefix: String,
@@ -23,22 +24,22 @@ impl std::fmt::Debug for Prefixed {
 }
 
 impl Prefixed {
-    /// Creates the part of `store` below `prefix`.
+    /// Restricts `store` to the keys with `prefix`.
     pub fn new(store: Arc<dyn Store>, prefix: impl Into<String>) -> Self {
         Self { store, prefix: prefix.into() }
     }
 
-    fn outside(&self, key: &str) -> String {
+    fn add_prefix(&self, key: &str) -> String {
         format!("{}{key}", self.prefix)
     }
 
-    fn entry(&self, entry: Entry) -> Entry {
-        Entry { key: inside(&self.prefix, &entry.key), ..entry }
+    fn strip_entry(&self, entry: Entry) -> Entry {
+        Entry { key: strip_prefix(&self.prefix, &entry.key), ..entry }
     }
 }
 
-fn inside(prefix: &str, key: &str) -> String {
-    key.strip_prefix(prefix).expect("a key below the prefix").to_owned()
+fn strip_prefix(prefix: &str, key: &str) -> String {
+    key.strip_prefix(prefix).expect("the store returns only keys with the prefix").to_owned()
 }
 
 #[async_trait]
@@ -48,31 +49,31 @@ impl Store for Prefixed {
     }
 
     async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
-        let found = self.store.get(&self.outside(key)).await?;
-        Ok(found.map(|entry| self.entry(entry)))
+        let entry = self.store.get(&self.add_prefix(key)).await?;
+        Ok(entry.map(|entry| self.strip_entry(entry)))
     }
 
     async fn list(&self, prefix: &str) -> Result<Listing, StoreError> {
-        let Listing { entries, revision } = self.store.list(&self.outside(prefix)).await?;
-        let entries = entries.into_iter().map(|entry| self.entry(entry)).collect();
+        let Listing { entries, revision } = self.store.list(&self.add_prefix(prefix)).await?;
+        let entries = entries.into_iter().map(|entry| self.strip_entry(entry)).collect();
         Ok(Listing { entries, revision })
     }
 
     async fn txn(&self, mut txn: Txn) -> Result<TxnReply, StoreError> {
         for compare in &mut txn.compares {
-            compare.key = self.outside(&compare.key);
+            compare.key = self.add_prefix(&compare.key);
         }
         for op in &mut txn.ops {
             let key = op.key_mut();
-            *key = self.outside(key);
+            *key = self.add_prefix(key);
         }
         for read in txn.reads.iter_mut().chain(&mut txn.otherwise) {
             let (Read::Key(key) | Read::Prefix(key)) = read;
-            *key = self.outside(key);
+            *key = self.add_prefix(key);
         }
         let mut reply = self.store.txn(txn).await?;
         for entry in reply.reads.iter_mut().flatten() {
-            entry.key = inside(&self.prefix, &entry.key);
+            entry.key = strip_prefix(&self.prefix, &entry.key);
         }
         Ok(reply)
     }
@@ -90,18 +91,18 @@ impl Store for Prefixed {
     }
 
     async fn watch(&self, prefix: &str, from_revision: i64) -> Result<Changes, StoreError> {
-        let changes = self.store.watch(&self.outside(prefix), from_revision).await?;
-        let ours = self.prefix.clone();
-        let seen = changes.map(move |change| {
+        let changes = self.store.watch(&self.add_prefix(prefix), from_revision).await?;
+        let store_prefix = self.prefix.clone();
+        let changes = changes.map(move |change| {
             change.map(|change| match change {
                 Change::Put(entry) => {
-                    Change::Put(Entry { key: inside(&ours, &entry.key), ..entry })
+                    Change::Put(Entry { key: strip_prefix(&store_prefix, &entry.key), ..entry })
                 }
                 Change::Deleted { key, revision } => {
-                    Change::Deleted { key: inside(&ours, &key), revision }
+                    Change::Deleted { key: strip_prefix(&store_prefix, &key), revision }
                 }
             })
         });
-        Ok(seen.boxed())
+        Ok(changes.boxed())
     }
 }

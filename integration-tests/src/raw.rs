@@ -21,80 +21,93 @@ use tracing::subscriber::DefaultGuard;
 /// Opens a channel with a plain AMQP client.
 ///
 /// # Panics
-/// If the broker rejects it.
+/// If the URL is invalid, or the broker rejects the connection or the channel.
 pub async fn channel(options: &AmqpOptions) -> Channel {
-    let mut uri: AMQPUri = options.url.parse().expect("a URL");
+    let mut uri: AMQPUri = options.url.parse().expect("the broker's URL is valid");
     uri.authority.userinfo.username.clone_from(&options.user);
     uri.authority.userinfo.password.clone_from(&options.password);
     let connecting = Connection::connect_uri(uri, ConnectionProperties::default());
     // The channel keeps its connection alive.
-    connecting.await.expect("a connection").create_channel().await.expect("a channel")
+    connecting
+        .await
+        .expect("the broker accepts a connection")
+        .create_channel()
+        .await
+        .expect("the broker opens a channel")
 }
 
-/// Takes all dead-lettered messages.
+/// Removes all messages from the dead-letter queue and returns them.
 ///
 /// # Panics
 /// If the broker fails.
 pub async fn take_all(channel: Channel) -> Vec<Message> {
-    let mut all = Vec::new();
+    let mut messages = Vec::new();
     let options = BasicGetOptions { no_ack: true };
-    while let Some(got) =
-        channel.basic_get(names::DEAD_LETTER_QUEUE.into(), options).await.expect("the queue")
+    while let Some(reply) = channel
+        .basic_get(names::DEAD_LETTER_QUEUE.into(), options)
+        .await
+        .expect("the dead-letter queue can be read")
     {
-        let properties = &got.delivery.properties;
+        let properties = &reply.delivery.properties;
         let text = |value: &Option<ShortString>| value.as_ref().map(|v| v.as_str().to_owned());
         let headers = properties.headers().clone().unwrap_or_default();
         let headers = headers.into_iter().filter_map(|(name, value)| {
             let AMQPValue::LongString(text) = value else { return None };
             Some((name.as_str().to_owned(), text.to_string()))
         });
-        all.push(Message {
+        messages.push(Message {
             kind: text(properties.kind()),
             id: text(properties.message_id()),
             headers: headers.collect(),
-            body: got.delivery.data,
+            body: reply.delivery.data,
         });
     }
-    all
+    messages
 }
 
-/// The first message of the stream.
+/// Waits for the first message of the stream and returns it.
 ///
 /// # Panics
-/// If it is empty.
+/// If the broker fails.
 pub async fn first_of_stream(options: &AmqpOptions) -> Delivery {
     let channel = channel(options).await;
-    channel.basic_qos(1, BasicQosOptions::default()).await.expect("a limit");
+    channel
+        .basic_qos(1, BasicQosOptions::default())
+        .await
+        .expect("the broker accepts the prefetch limit");
     let mut arguments = FieldTable::default();
     arguments.insert("x-stream-offset".into(), AMQPValue::LongString("first".into()));
     let name = ShortString::from(options.stream_name.as_str());
-    let reading = channel.basic_consume(name, "".into(), BasicConsumeOptions::default(), arguments);
-    reading.await.expect("a reader").next().await.expect("the stream continues").expect("a message")
+    let consumer =
+        channel.basic_consume(name, "".into(), BasicConsumeOptions::default(), arguments);
+    let mut consumer = consumer.await.expect("the broker starts a consumer");
+    let delivery = consumer.next().await.expect("the consumer continues");
+    delivery.expect("the broker delivers a message")
 }
 
-/// Captures the warnings logged on this thread.
+/// Captures the warnings and errors logged on this thread.
 #[derive(Debug, Clone, Default)]
 pub struct Warnings(Arc<Mutex<Vec<u8>>>);
 
 impl Warnings {
-    /// Starts capturing, until the guard is dropped.
+    /// Captures messages until the returned guard is dropped.
     #[must_use]
     pub fn watch(&self) -> DefaultGuard {
-        let to = self.clone();
+        let writer = self.clone();
         let subscriber = tracing_subscriber::fmt()
             .with_max_level(tracing::Level::WARN)
             .with_ansi(false)
-            .with_writer(move || to.clone())
+            .with_writer(move || writer.clone())
             .finish();
         tracing::subscriber::set_default(subscriber)
     }
 
-    /// The lines that contain a text.
+    /// The captured lines that contain a text.
     #[must_use]
     pub fn containing(&self, text: &str) -> Vec<String> {
-        let written = self.0.lock();
-        let written = String::from_utf8_lossy(&written).into_owned();
-        written.lines().filter(|line| line.contains(text)).map(str::to_owned).collect()
+        let captured_bytes = self.0.lock();
+        let log = String::from_utf8_lossy(&captured_bytes).into_owned();
+        log.lines().filter(|line| line.contains(text)).map(str::to_owned).collect()
     }
 }
 
@@ -109,15 +122,15 @@ impl io::Write for Warnings {
     }
 }
 
-/// A host that has only a clock.
+/// A host with a real clock. Its other values are placeholders.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Clock;
 
 impl Host for Clock {
     #[expect(clippy::disallowed_methods, reason = "this is the clock")]
     fn now(&self) -> Millis {
-        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        Millis(since.map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX)))
+        let elapsed = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        Millis(elapsed.map_or(0, |elapsed| i64::try_from(elapsed.as_millis()).unwrap_or(i64::MAX)))
     }
 
     fn since_boot(&self) -> Duration {

@@ -1,8 +1,8 @@
-//! Reports tests that do not run because something that they need is missing.
+//! Reports tests that are skipped because a service or program that they need is missing.
 //!
-//! The test programs of one `cargo test` have the same parent process. A file of that process
-//! records each skipped test. The program that cargo runs last (`runner/tests/zz_skipped.rs`)
-//! counts them.
+//! The test programs of one `cargo test` have the same parent process. They list their skipped
+//! tests in one file, whose name contains the ID of that process. The program that cargo runs last
+//! (`runner/tests/zz_skipped.rs`) prints a summary of the list.
 
 #![allow(clippy::expect_used, clippy::panic, reason = "a test may panic")]
 
@@ -14,11 +14,11 @@ use std::path::PathBuf;
 /// The environments in which a test must not be skipped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Need {
-    /// In CI and below `scripts/test`, which starts the service or installs the program.
+    /// In CI and under `scripts/test`, which starts the service or installs the program.
     Provided,
     /// In CI.
     Ci,
-    /// Nowhere: not every host can have it.
+    /// None. Not every host can provide what the test needs.
     Optional,
 }
 
@@ -27,10 +27,10 @@ fn is_set(name: &str) -> bool {
     std::env::var(name).is_ok_and(|value| !value.is_empty())
 }
 
-/// The services of the variables in `needed` that are not set, each once.
-pub fn missing_services<'n>(needed: &[&'n str], is_set: impl Fn(&str) -> bool) -> Vec<&'n str> {
+/// The services whose `variables` are not set. Each service is listed once.
+pub fn missing_services<'n>(variables: &[&'n str], is_set: impl Fn(&str) -> bool) -> Vec<&'n str> {
     let mut missing = Vec::new();
-    for name in needed.iter().copied().filter(|name| !is_set(name)) {
+    for name in variables.iter().copied().filter(|name| !is_set(name)) {
         let service = service_of(name);
         if !missing.contains(&service) {
             missing.push(service);
@@ -39,7 +39,8 @@ pub fn missing_services<'n>(needed: &[&'n str], is_set: impl Fn(&str) -> bool) -
     missing
 }
 
-/// The service that a variable of `scripts/services env` describes.
+/// The service that a variable from `scripts/services env` belongs to. An unknown variable stands
+/// for itself.
 fn service_of(variable: &str) -> &str {
     const SERVICES: [(&str, &str); 9] = [
         ("BOB_QUEUE_", "RabbitMQ"),
@@ -52,14 +53,14 @@ fn service_of(variable: &str) -> &str {
         ("BOB_TEST_REGISTRY", "registry"),
         ("BOB_TEST_DOCKER_", "Docker"),
     ];
-    let found = SERVICES.iter().find(|(prefix, _)| variable.starts_with(prefix));
-    found.map_or(variable, |(_, service)| service)
+    let service = SERVICES.iter().find(|(prefix, _)| variable.starts_with(prefix));
+    service.map_or(variable, |(_, name)| name)
 }
 
-/// Records that the current test, or a part of it, does not run because `missing` is missing.
+/// Records that the current test, or a part of it, is skipped because of the `missing` services.
 ///
 /// # Panics
-/// If it must not be skipped here.
+/// Panics if the test must not be skipped in this environment.
 #[expect(clippy::print_stderr, reason = "a skipped test must not look like one that passed")]
 pub fn skip(missing: &[&str], need: Need) {
     let variables: &[&str] = match need {
@@ -72,31 +73,31 @@ pub fn skip(missing: &[&str], need: Need) {
         panic!("missing: {names}. {variable} is set, so this test must not be skipped");
     }
     eprintln!("SKIPPED, missing: {names}");
-    let Some(file) = record() else { return };
+    let Some(path) = list_path() else { return };
     let thread = std::thread::current();
-    let test = format!("{}::{}", program(), thread.name().unwrap_or("main"));
+    let test = format!("{}::{}", program_name(), thread.name().unwrap_or("main"));
     let lines: String = missing.iter().map(|name| format!("{test}\t{name}\n")).collect();
-    let appended = OpenOptions::new().create(true).append(true).open(file);
+    let appended = OpenOptions::new().create(true).append(true).open(path);
     appended
         .and_then(|mut file| file.write_all(lines.as_bytes()))
-        .expect("skipped tests are recorded");
+        .expect("a skipped test can be added to the list");
 }
 
-/// Counts the tests that this `cargo test` has skipped, in one line. Removes the record.
+/// Summarizes the tests skipped by this `cargo test` in one line, and deletes their list.
 #[must_use]
 pub fn summary() -> String {
-    let file = record();
-    let text = file.as_ref().and_then(|file| std::fs::read_to_string(file).ok());
-    if let Some(file) = file {
-        drop(std::fs::remove_file(file));
+    let path = list_path();
+    let list = path.as_ref().and_then(|path| std::fs::read_to_string(path).ok());
+    if let Some(path) = path {
+        drop(std::fs::remove_file(path));
     }
-    summary_of(&text.unwrap_or_default())
+    summary_of(&list.unwrap_or_default())
 }
 
-/// The summary of a record: a test and what it misses per line.
-pub(crate) fn summary_of(record: &str) -> String {
+/// Summarizes a list. Each line holds a test, a tab and a missing service.
+pub(crate) fn summary_of(list: &str) -> String {
     let mut tests = BTreeMap::<&str, Vec<&str>>::new();
-    for (test, missing) in record.lines().filter_map(|line| line.split_once('\t')) {
+    for (test, missing) in list.lines().filter_map(|line| line.split_once('\t')) {
         let names = tests.entry(test).or_default();
         if !names.contains(&missing) {
             names.push(missing);
@@ -120,8 +121,9 @@ pub(crate) fn summary_of(record: &str) -> String {
     }
 }
 
-/// The record of this `cargo test`, in the target directory. `None` if this program is elsewhere.
-fn record() -> Option<PathBuf> {
+/// The path of the list for this `cargo test`, in the target directory. `None` if this program is
+/// not in a `deps` directory.
+fn list_path() -> Option<PathBuf> {
     let program = std::env::current_exe().ok()?;
     let deps = program.parent().filter(|dir| dir.ends_with("deps"))?;
     let parent = std::os::unix::process::parent_id();
@@ -129,7 +131,7 @@ fn record() -> Option<PathBuf> {
 }
 
 /// The name of this test program, without the hash that cargo appends.
-fn program() -> String {
+fn program_name() -> String {
     let path = std::env::current_exe().unwrap_or_default();
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     name.rsplit_once('-').map_or_else(|| name.as_ref(), |(name, _)| name).to_owned()

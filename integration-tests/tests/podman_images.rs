@@ -1,4 +1,5 @@
-//! Images: settings of base images, pulls from real registries, files in and out.
+//! Images in a real engine: settings of base images, pulls from registries, import and export of
+//! files.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use bytes::Bytes;
@@ -22,9 +23,9 @@ async fn odd_image(bench: &Bench, name: Option<&str>) -> String {
     let base = bench.prepare().await;
     let line = "mkdir -p /srv/deep /data; echo 'svc:x:7:7::/srv:/bin/sh' >> /etc/passwd; \
                 printf '#!/bin/sh\\necho entry; exec \"$@\"\\n' > /entry; chmod 755 /entry";
-    let (ran, _) = bench.step(&base, &shell(0, line)).await;
+    let (outcome, _) = bench.step(&base, &shell(0, line)).await;
     #[expect(clippy::panic, reason = "a test may panic")]
-    let Workspace::Container { id, .. } = &ran.left else { panic!("{:?}", ran.left) };
+    let Workspace::Container { id, .. } = &outcome.left else { panic!("{:?}", outcome.left) };
     let changes = [
         "ENV GREETING=hello",
         "ENTRYPOINT [\"/entry\"]",
@@ -33,9 +34,9 @@ async fn odd_image(bench: &Bench, name: Option<&str>) -> String {
         "VOLUME /data",
         "LABEL bob.run=",
     ];
-    let made = Api::of(&bench.url).commit(id, name, &changes).await;
+    let image = Api::of(&bench.url).commit(id, name, &changes).await;
     bench.destroy().await;
-    made
+    image
 }
 
 #[tokio::test]
@@ -44,15 +45,15 @@ async fn the_settings_of_the_base_image_apply_to_every_step() {
     let name = format!("localhost/odd-{}", uuid::Uuid::new_v4());
     odd_image(&maker, Some(&name)).await;
     let bench = Bench::new(&Options::new(&maker.url), &name);
-    let mut on = bench.prepare().await;
+    let mut workspace = bench.prepare().await;
     for position in 0..3 {
         let line = "echo $GREETING; pwd; whoami; ls /data; echo more > /tmp/mine";
         let spec =
             StepSpec { work_dir: (position == 1).then(|| "/".into()), ..shell(position, line) };
-        let (left, kept) = bench.pass(&on, &spec).await;
+        let (next, output) = bench.pass(&workspace, &spec).await;
         let dir = if position == 1 { "/" } else { "/srv/deep" };
-        assert_eq!(kept.text(), format!("entry\nhello\n{dir}\nsvc\n"), "step {position}");
-        on = left;
+        assert_eq!(output.text(), format!("entry\nhello\n{dir}\nsvc\n"), "step {position}");
+        workspace = next;
     }
     bench.destroy().await;
     let api = Api::of(&bench.url);
@@ -72,32 +73,34 @@ async fn a_script_ignores_the_images_entrypoint_and_a_step_can_set_its_own() {
     let Some(maker) = Bench::of_environment() else { return };
     let api = Api::of(&maker.url);
     let name = format!("localhost/entry-{}:latest", uuid::Uuid::new_v4());
-    for (entrypoint, of_command) in [("[\"sh\",\"-c\"]", 0), ("[\"true\"]", 0), ("[]", 4)] {
+    for (entrypoint, command_code) in [("[\"sh\",\"-c\"]", 0), ("[\"true\"]", 0), ("[]", 4)] {
         let dockerfile =
             format!("FROM {}\nENTRYPOINT {entrypoint}\nCMD [\"exit 3\"]\n", maker.run.image);
         api.build(&name, &dockerfile).await;
         let bench = Bench::new(&Options::new(&maker.url), &name);
-        let mut on = bench.prepare().await;
-        let own = |entrypoint: &[&str]| {
-            Some(entrypoint.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>())
-        };
+        let mut workspace = bench.prepare().await;
+        let custom_entrypoint =
+            |words: &[&str]| Some(words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>());
         // An entrypoint of `sh -c` or `true` hides the command's exit code, as the image intends.
         let command = step(0, &["sh", "-c", "exit 4"]);
         for (step, code) in [
             (script(0, "exit 7"), 7),
-            (command.clone(), of_command),
-            (StepSpec { entrypoint: own(&[]), ..command.clone() }, 4),
-            (StepSpec { entrypoint: own(&["env", "A=1"]), ..script(0, "exit $A") }, 1),
+            (command.clone(), command_code),
+            (StepSpec { entrypoint: custom_entrypoint(&[]), ..command.clone() }, 4),
+            (
+                StepSpec { entrypoint: custom_entrypoint(&["env", "A=1"]), ..script(0, "exit $A") },
+                1,
+            ),
         ] {
-            let (ran, _) = bench.step(&on, &step).await;
-            assert_eq!(ran.exit.code, code, "{entrypoint}: {:?} {:?}", step.words, step.script);
-            bench.podman.discard(&bench.run, ran.left).await;
+            let (outcome, _) = bench.step(&workspace, &step).await;
+            assert_eq!(outcome.exit.code, code, "{entrypoint}: {:?} {:?}", step.words, step.script);
+            bench.podman.discard(&bench.run, outcome.left).await;
         }
         // The entrypoint of one step does not affect the next one.
-        on = bench.pass(&on, &script(1, "echo made > /made")).await.0;
-        let (ran, _) = bench.step(&on, &script(2, "[ -e /made ] && exit 5")).await;
-        assert_eq!(ran.exit.code, 5, "{entrypoint}");
-        bench.podman.discard(&bench.run, ran.left).await;
+        workspace = bench.pass(&workspace, &script(1, "echo made > /made")).await.0;
+        let (outcome, _) = bench.step(&workspace, &script(2, "[ -e /made ] && exit 5")).await;
+        assert_eq!(outcome.exit.code, 5, "{entrypoint}");
+        bench.podman.discard(&bench.run, outcome.left).await;
         bench.destroy().await;
         api.remove_image(&name).await;
     }
@@ -117,7 +120,7 @@ async fn the_image_of_a_step_has_the_configuration_of_the_base_image() {
     api.build(&name, &dockerfile).await;
     let bench = Bench::new(&Options::new(&maker.url), &name);
     let base = bench.prepare().await;
-    let before = api.settings_of(&name).await;
+    let base_settings = api.settings_of(&name).await;
     let values = [
         ("GREETING", "hello there"),
         ("PLAIN", "a"),
@@ -126,27 +129,30 @@ async fn the_image_of_a_step_has_the_configuration_of_the_base_image() {
         ("SLASH", "back\\slash"),
         ("DOLLAR", "$HOME"),
     ];
-    // Each is overridden by the step.
+    // The step overrides each of them.
     let env = values.map(|(name, _)| (name.to_owned(), "of the step".to_owned()));
     let env = Vars::from_iter(env);
     let first = StepSpec { env, work_dir: Some("/tmp".into()), ..script(0, "echo made > /made") };
-    let (left, _) = bench.pass(&base, &first).await;
+    let (workspace, _) = bench.pass(&base, &first).await;
     let tar = stream_of(tar_of("note", b"kept\n").await);
-    let left = bench.podman.import(&bench.run, &left, "/data", tar).await.unwrap();
-    let (left, _) = bench.pass(&left, &script(1, "cat /made /data/note")).await;
-    let after = api.settings_of(left.image().unwrap()).await;
-    assert!(before["health"]["Test"].is_array(), "{before}");
-    assert_eq!(after["health"], before["health"]);
+    let workspace = bench.podman.import(&bench.run, &workspace, "/data", tar).await.unwrap();
+    let (workspace, _) = bench.pass(&workspace, &script(1, "cat /made /data/note")).await;
+    let step_settings = api.settings_of(workspace.image().unwrap()).await;
+    assert!(base_settings["health"]["Test"].is_array(), "{base_settings}");
+    assert_eq!(step_settings["health"], base_settings["health"]);
     for key in ["Cmd", "Entrypoint", "WorkingDir", "User", "StopSignal"] {
-        assert_eq!(after["config"][key], before["config"][key], "{key}");
+        assert_eq!(step_settings["config"][key], base_settings["config"][key], "{key}");
     }
     for (name, value) in values {
         let pair = json!(format!("{name}={value}"));
-        assert!(before["config"]["Env"].as_array().unwrap().contains(&pair), "{pair}: {before}");
+        assert!(
+            base_settings["config"]["Env"].as_array().unwrap().contains(&pair),
+            "{pair}: {base_settings}"
+        );
     }
-    for pair in before["config"]["Env"].as_array().unwrap() {
-        let there = after["config"]["Env"].as_array().unwrap();
-        assert!(there.contains(pair), "{pair} is not in {there:?}");
+    for pair in base_settings["config"]["Env"].as_array().unwrap() {
+        let step_env = step_settings["config"]["Env"].as_array().unwrap();
+        assert!(step_env.contains(pair), "{pair} is not in {step_env:?}");
     }
     bench.destroy().await;
     api.remove_image(&name).await;
@@ -160,10 +166,10 @@ async fn files_in_a_declared_volume_of_the_image_are_committed() {
     let bench = Bench::new(&Options::new(&maker.url), &name);
     let base = bench.prepare().await;
     let tar = stream_of(tar_of("note", b"kept\n").await);
-    let left = bench.podman.import(&bench.run, &base, "/data", tar).await.unwrap();
-    let (left, _) = bench.pass(&left, &shell(0, "true")).await;
-    let (_, kept) = bench.pass(&left, &shell(1, "cat /data/note")).await;
-    assert_eq!(kept.text(), "entry\nkept\n");
+    let workspace = bench.podman.import(&bench.run, &base, "/data", tar).await.unwrap();
+    let (workspace, _) = bench.pass(&workspace, &shell(0, "true")).await;
+    let (_, output) = bench.pass(&workspace, &shell(1, "cat /data/note")).await;
+    assert_eq!(output.text(), "entry\nkept\n");
     bench.destroy().await;
     Api::of(&bench.url).remove_image(&name).await;
 }
@@ -174,8 +180,8 @@ async fn an_untagged_base_image_outlives_the_run_that_used_it() {
     let id = odd_image(&maker, None).await;
     let bench = Bench::new(&Options::new(&maker.url), &id);
     let base = bench.prepare().await;
-    let (left, _) = bench.pass(&base, &shell(0, "true")).await;
-    bench.pass(&left, &shell(1, "true")).await;
+    let (workspace, _) = bench.pass(&base, &shell(0, "true")).await;
+    bench.pass(&workspace, &shell(1, "true")).await;
     bench.destroy().await;
     let api = Api::of(&bench.url);
     assert!(api.has_image(&id).await, "the base image was removed");
@@ -187,15 +193,16 @@ async fn a_missing_image_is_reported_with_its_name_and_the_reason() {
     let Some(mut bench) = Bench::of_environment() else { return };
     bench.run.image = "localhost/no-such-image:1".into();
     bench.run.pull = PullPolicy::Never;
-    let said = bench.podman.prepare(&bench.run, &bench.stop).await.unwrap_err().to_string();
-    assert!(said.contains("localhost/no-such-image:1") && said.contains("never"), "{said}");
+    let message = bench.podman.prepare(&bench.run, &bench.stop).await.unwrap_err().to_string();
+    assert!(message.contains("localhost/no-such-image:1"), "{message}");
+    assert!(message.contains("never"), "{message}");
     bench.run.pull = PullPolicy::Missing;
     bench.run.image = "NOT A//name".into();
     let error = bench.podman.prepare(&bench.run, &bench.stop).await.unwrap_err();
     assert!(matches!(error, ExecError::Image { .. }), "{error}");
 }
 
-const REGISTRIES: &[&str] = &[
+const REGISTRY_VARIABLES: &[&str] = &[
     "CONTAINER_ENGINE_URL",
     "BOB_TEST_IMAGE",
     "BOB_TEST_REGISTRY",
@@ -212,9 +219,9 @@ struct Registry {
 }
 
 impl Registry {
-    /// A registry with the base image under a unique name that the engine does not have.
+    /// Pushes the base image to a registry under a unique name that the engine does not have.
     async fn with_image(variable: &str) -> Option<Self> {
-        let services = Services::of_environment(REGISTRIES)?;
+        let services = Services::of_environment(REGISTRY_VARIABLES)?;
         let host = services.get(variable).to_owned();
         let name = format!("{host}/t-{}:good", uuid::Uuid::new_v4());
         let registry = Self { services, host, name, auth: tempfile::tempdir().unwrap() };
@@ -247,16 +254,16 @@ impl Registry {
 async fn an_image_is_pulled_once_for_concurrent_requests_and_then_reused() {
     let Some(registry) = Registry::with_image("BOB_TEST_REGISTRY").await else { return };
     let bench = registry.bench(&registry.name, None);
-    let (one, two) = tokio::join!(bench.prepare(), bench.prepare());
-    assert_eq!(one, two);
-    let (_, kept) = bench.pass(&one, &step(0, &["echo", "pulled"])).await;
-    assert_eq!(kept.text(), "pulled\n");
+    let (first, second) = tokio::join!(bench.prepare(), bench.prepare());
+    assert_eq!(first, second);
+    let (_, output) = bench.pass(&first, &step(0, &["echo", "pulled"])).await;
+    assert_eq!(output.text(), "pulled\n");
     bench.destroy().await;
-    // Now the engine has it. Only `always` contacts the registry again.
+    // The engine now has the image. Only `always` contacts the registry again.
     for pull in [PullPolicy::Never, PullPolicy::Missing, PullPolicy::Always] {
         let mut bench = registry.bench(&registry.name, None);
         bench.run.pull = pull;
-        assert_eq!(bench.prepare().await, one, "{pull:?}");
+        assert_eq!(bench.prepare().await, first, "{pull:?}");
         bench.destroy().await;
     }
     Api::of(&bench.url).remove_image(&registry.name).await;
@@ -265,22 +272,22 @@ async fn an_image_is_pulled_once_for_concurrent_requests_and_then_reused() {
 #[tokio::test]
 async fn a_missing_tag_is_distinguished_from_one_that_needs_credentials() {
     let Some(registry) = Registry::with_image("BOB_TEST_REGISTRY_AUTH").await else { return };
-    let good = registry.services.get("BOB_TEST_REGISTRY_PASSWORD").to_owned();
-    let said = async |image: &str, password: Option<&str>| {
+    let valid_password = registry.services.get("BOB_TEST_REGISTRY_PASSWORD").to_owned();
+    let pull_error = async |image: &str, password: Option<&str>| {
         let bench = registry.bench(image, password);
         let error = bench.podman.prepare(&bench.run, &bench.stop).await.unwrap_err();
         assert!(matches!(error, ExecError::Image { .. }), "{error:?}");
         error.to_string()
     };
     let missing = registry.name.replace(":good", ":bad");
-    let text = said(&missing, Some(&good)).await;
-    assert!(text.contains("no such image or tag") && text.contains(&missing), "{text}");
+    let message = pull_error(&missing, Some(&valid_password)).await;
+    assert!(message.contains("no such image or tag") && message.contains(&missing), "{message}");
     for password in [Some("wrong"), None] {
-        let text = said(&registry.name, password).await;
-        assert!(text.contains("BOB_REGISTRY_AUTH_FILE"), "{text}");
-        assert!(!text.contains("wrong"), "the password is in {text}");
+        let message = pull_error(&registry.name, password).await;
+        assert!(message.contains("BOB_REGISTRY_AUTH_FILE"), "{message}");
+        assert!(!message.contains("wrong"), "the password is in {message}");
     }
-    let bench = registry.bench(&registry.name, Some(&good));
+    let bench = registry.bench(&registry.name, Some(&valid_password));
     bench.prepare().await;
     bench.destroy().await;
     Api::of(&bench.url).remove_image(&registry.name).await;
@@ -296,12 +303,12 @@ async fn credentials_come_from_the_first_file_that_knows_the_registry() {
         std::fs::write(&path, serde_json::json!({ "auths": auths }).to_string()).unwrap();
         path
     };
-    let good = registry.services.get("BOB_TEST_REGISTRY_PASSWORD");
+    let password = registry.services.get("BOB_TEST_REGISTRY_PASSWORD");
     let options = Options {
         auth_files: vec![
             registry.auth.path().join("not-there.json"),
             file("other.json", "other.example", "x"),
-            file("good.json", &registry.host, good),
+            file("good.json", &registry.host, password),
             file("late.json", &registry.host, "wrong"),
         ],
         insecure_registries: vec![registry.host.clone()],
@@ -316,36 +323,40 @@ async fn credentials_come_from_the_first_file_that_knows_the_registry() {
 #[tokio::test]
 async fn a_registry_that_is_down_or_has_no_tls_is_reported_as_such() {
     let Some(registry) = Registry::with_image("BOB_TEST_REGISTRY").await else { return };
-    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let down = format!("{}/x:1", closed.local_addr().unwrap());
-    drop(closed);
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let unreachable_image = format!("{}/x:1", listener.local_addr().unwrap());
+    // Close the port so that the engine cannot connect to it.
+    drop(listener);
     let mut options = Options::new(registry.services.get("CONTAINER_ENGINE_URL"));
-    options.insecure_registries = vec![down.split('/').next().unwrap().to_owned()];
-    let bench = Bench::new(&options, &down);
-    let text = bench.podman.prepare(&bench.run, &bench.stop).await.unwrap_err().to_string();
-    assert!(text.contains("cannot be reached") && text.contains(&down), "{text}");
+    options.insecure_registries = vec![unreachable_image.split('/').next().unwrap().to_owned()];
+    let bench = Bench::new(&options, &unreachable_image);
+    let message = bench.podman.prepare(&bench.run, &bench.stop).await.unwrap_err().to_string();
+    assert!(
+        message.contains("cannot be reached") && message.contains(&unreachable_image),
+        "{message}"
+    );
     options.insecure_registries.clear();
     let bench = Bench::new(&options, &registry.name);
-    let text = bench.podman.prepare(&bench.run, &bench.stop).await.unwrap_err().to_string();
-    assert!(text.contains("BOB_REGISTRY_INSECURE"), "{text}");
+    let message = bench.podman.prepare(&bench.run, &bench.stop).await.unwrap_err().to_string();
+    assert!(message.contains("BOB_REGISTRY_INSECURE"), "{message}");
 }
 
 #[tokio::test]
 async fn a_stop_during_an_image_pull_takes_effect_at_once() {
     let Some(bench) = Bench::of_environment() else { return };
     // A registry that accepts the connection and never answers.
-    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let host = silent.local_addr().unwrap().to_string();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let host = listener.local_addr().unwrap().to_string();
     let options = Options { insecure_registries: vec![host.clone()], ..Options::new(&bench.url) };
     let bench = Bench::new(&options, &format!("{host}/x:1"));
-    let preparing = bench.podman.prepare(&bench.run, &bench.stop);
-    let stopping = async {
-        let held = silent.accept().await.unwrap();
+    let preparation = bench.podman.prepare(&bench.run, &bench.stop);
+    let stop = async {
+        let connection = listener.accept().await.unwrap();
         bench.stop.raise(StopLevel::Kill);
-        held
+        connection
     };
-    let (prepared, _held) = tokio::join!(preparing, stopping);
-    assert!(matches!(prepared, Err(ExecError::NotStarted)), "{prepared:?}");
+    let (result, _connection) = tokio::join!(preparation, stop);
+    assert!(matches!(result, Err(ExecError::NotStarted)), "{result:?}");
 }
 
 #[tokio::test]
@@ -353,15 +364,17 @@ async fn a_resource_is_unpacked_for_later_steps() {
     let Some(bench) = Bench::of_environment() else { return };
     let base = bench.prepare().await;
     let tar = stream_of(tar_of("src/note.txt", b"mounted\n").await);
-    let on = bench.podman.import(&bench.run, &base, "/root", tar).await.unwrap();
+    let workspace = bench.podman.import(&bench.run, &base, "/root", tar).await.unwrap();
     let spec = StepSpec { work_dir: Some("/root/src".into()), ..shell(0, "cat note.txt") };
-    let (on, kept) = bench.pass(&on, &spec).await;
-    assert_eq!(kept.text(), "mounted\n");
+    let (workspace, output) = bench.pass(&workspace, &spec).await;
+    assert_eq!(output.text(), "mounted\n");
     // A missing directory is created.
     let tar = stream_of(tar_of("more", b"2\n").await);
-    let on = bench.podman.import(&bench.run, &on, "/not/there/yet", tar).await.unwrap();
-    let (_, kept) = bench.pass(&on, &shell(1, "cat /not/there/yet/more /root/src/note.txt")).await;
-    assert_eq!(kept.text(), "2\nmounted\n");
+    let workspace =
+        bench.podman.import(&bench.run, &workspace, "/not/there/yet", tar).await.unwrap();
+    let (_, output) =
+        bench.pass(&workspace, &shell(1, "cat /not/there/yet/more /root/src/note.txt")).await;
+    assert_eq!(output.text(), "2\nmounted\n");
     bench.destroy().await;
 }
 
@@ -369,13 +382,18 @@ async fn a_resource_is_unpacked_for_later_steps() {
 async fn a_truncated_or_invalid_archive_is_reported_as_an_error_of_the_resource() {
     let Some(bench) = Bench::of_environment() else { return };
     let base = bench.prepare().await;
-    let half = tar_of("src/note.txt", &[b'x'; 5000]).await[..2000].to_vec();
-    let broken = stream::iter([Ok(Bytes::from(half)), Err(std::io::Error::other("went away"))]);
-    let said = bench.podman.import(&bench.run, &base, "/root", broken.boxed()).await.unwrap_err();
-    assert!(matches!(&said, ExecError::Input(text) if text.contains("went away")), "{said:?}");
+    let partial = tar_of("src/note.txt", &[b'x'; 5000]).await[..2000].to_vec();
+    let truncated =
+        stream::iter([Ok(Bytes::from(partial)), Err(std::io::Error::other("source unavailable"))]);
+    let error =
+        bench.podman.import(&bench.run, &base, "/root", truncated.boxed()).await.unwrap_err();
+    assert!(
+        matches!(&error, ExecError::Input(text) if text.contains("source unavailable")),
+        "{error:?}"
+    );
     let noise = stream_of(vec![b'x'; 4096]);
-    let said = bench.podman.import(&bench.run, &base, "/root", noise).await.unwrap_err();
-    assert!(matches!(said, ExecError::Input(_)), "{said:?}");
+    let error = bench.podman.import(&bench.run, &base, "/root", noise).await.unwrap_err();
+    assert!(matches!(error, ExecError::Input(_)), "{error:?}");
     bench.destroy().await;
 }
 
@@ -385,17 +403,17 @@ async fn an_artifact_path_is_relative_to_the_directory_of_its_step() {
     let base = bench.prepare().await;
     let line = "mkdir -p out/deep; echo one > out/a; echo two > out/deep/b; echo three > /tmp/c";
     let spec = StepSpec { work_dir: Some("/root".into()), ..shell(0, line) };
-    let (ran, _) = bench.step(&base, &spec).await;
-    let names = async |path: &str| {
-        let tar = bench.podman.export(&bench.run, &ran.left, path).await.unwrap();
+    let (outcome, _) = bench.step(&base, &spec).await;
+    let export_files = async |path: &str| {
+        let tar = bench.podman.export(&bench.run, &outcome.left, path).await.unwrap();
         files_of(&collect(tar).await).await
     };
-    assert_eq!(names("out/a").await, [("a".to_owned(), b"one\n".to_vec())]);
-    assert_eq!(names("/tmp/c").await, [("c".to_owned(), b"three\n".to_vec())]);
-    let tree = names("out").await;
+    assert_eq!(export_files("out/a").await, [("a".to_owned(), b"one\n".to_vec())]);
+    assert_eq!(export_files("/tmp/c").await, [("c".to_owned(), b"three\n".to_vec())]);
+    let tree = export_files("out").await;
     assert!(tree.contains(&("out/deep/b".to_owned(), b"two\n".to_vec())), "{tree:?}");
-    let missing = bench.podman.export(&bench.run, &ran.left, "out/none").await;
-    let path = "/root/out/none";
-    assert!(matches!(missing, Err(ExecError::NoSuchPath { path: said }) if said == path));
+    let missing = bench.podman.export(&bench.run, &outcome.left, "out/none").await;
+    let absolute = "/root/out/none";
+    assert!(matches!(missing, Err(ExecError::NoSuchPath { path }) if path == absolute));
     bench.destroy().await;
 }

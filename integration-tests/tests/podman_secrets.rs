@@ -1,4 +1,5 @@
-//! Secrets of steps in real containers: where they are during the step, and where they must not be.
+//! Secrets of steps in real containers: a step can read them, but container metadata and committed
+//! images must not contain them.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::sync::Arc;
@@ -13,17 +14,17 @@ use runner::rules::mask::{Mask, SecretSearch};
 const TOKEN: &str = "t0p/s3cret+value";
 
 #[derive(Debug)]
-struct Masked(Arc<Mask>);
+struct MaskMatcher(Arc<Mask>);
 
-struct Finding(SecretSearch);
+struct MaskSearch(SecretSearch);
 
-impl SecretMatcher for Masked {
+impl SecretMatcher for MaskMatcher {
     fn search(&self) -> Box<dyn Search> {
-        Box::new(Finding(SecretSearch::new(Arc::clone(&self.0))))
+        Box::new(MaskSearch(SecretSearch::new(Arc::clone(&self.0))))
     }
 }
 
-impl Search for Finding {
+impl Search for MaskSearch {
     fn finds(&mut self, bytes: &[u8]) -> bool {
         self.0.finds(bytes)
     }
@@ -33,18 +34,18 @@ impl Search for Finding {
     }
 }
 
-/// A step with the token as a file and as a variable.
+/// A step that receives the token as a file and as an environment variable.
 fn with_token(position: usize, line: &str) -> StepSpec {
     let mask = Mask::new([TOKEN.as_bytes()].into_iter()).unwrap();
-    let given = StepSecret {
+    let secret = StepSecret {
         name: "token".into(),
         env: Some("TOKEN".into()),
         value: Secret::new(TOKEN.as_bytes()),
     };
     StepSpec {
         secrets: StepSecrets {
-            given: vec![given],
-            forbidden: Some(Arc::new(Masked(Arc::new(mask)))),
+            given: vec![secret],
+            forbidden: Some(Arc::new(MaskMatcher(Arc::new(mask)))),
         },
         ..shell(position, line)
     }
@@ -57,17 +58,18 @@ async fn a_secret_is_kept_in_memory_and_not_in_container_or_image_metadata() {
     let line = "cat /run/secrets/token; echo \" $TOKEN $BOB_SECRETS\"; \
                 grep ' /run/secrets ' /proc/self/mounts | cut -d' ' -f3; echo made > /made";
     let step = with_token(0, line);
-    let (ran, kept) = bench.step(&base, &step).await;
-    assert_eq!(kept.text(), format!("{TOKEN} {TOKEN} /run/secrets\ntmpfs\n"));
+    let (outcome, output) = bench.step(&base, &step).await;
+    assert_eq!(output.text(), format!("{TOKEN} {TOKEN} /run/secrets\ntmpfs\n"));
     let api = Api::of(&bench.url);
-    let said = api.described(&format!("bob-{}-0", bench.run.run)).await;
-    assert!(said.contains("/run/secrets") && !said.contains(TOKEN), "{said}");
-    let left = bench.podman.checkpoint(&bench.run, ran.left, &step).await.unwrap();
-    let said = api.described_image(left.image().unwrap()).await;
-    assert!(!said.contains(TOKEN), "{said}");
+    let description = api.described(&format!("bob-{}-0", bench.run.run)).await;
+    assert!(description.contains("/run/secrets"), "{description}");
+    assert!(!description.contains(TOKEN), "{description}");
+    let workspace = bench.podman.checkpoint(&bench.run, outcome.left, &step).await.unwrap();
+    let description = api.described_image(workspace.image().unwrap()).await;
+    assert!(!description.contains(TOKEN), "{description}");
     let next = shell(1, "ls -A /run/secrets 2>/dev/null; cat /made; echo ${TOKEN-none}");
-    let (_, kept) = bench.pass(&left, &next).await;
-    assert_eq!(kept.text(), "made\nnone\n");
+    let (_, output) = bench.pass(&workspace, &next).await;
+    assert_eq!(output.text(), "made\nnone\n");
     bench.destroy().await;
     assert_eq!(api.volumes_of(&bench.run.run).await, [""; 0]);
 }
@@ -78,8 +80,8 @@ async fn only_the_user_of_the_image_can_read_the_secrets() {
     let base = bench.prepare().await;
     let users =
         "echo 'app:x:1234:1234::/:/bin/sh' >> /etc/passwd; echo 'app:x:1234:' >> /etc/group";
-    let (ran, _) = bench.step(&base, &shell(0, users)).await;
-    let runner::ports::Workspace::Container { id, .. } = &ran.left else { unreachable!() };
+    let (outcome, _) = bench.step(&base, &shell(0, users)).await;
+    let runner::ports::Workspace::Container { id, .. } = &outcome.left else { unreachable!() };
     let api = Api::of(&bench.url);
     for user in ["app", "1234:1234"] {
         let name = format!("localhost/t-{}", uuid::Uuid::new_v4());
@@ -88,12 +90,12 @@ async fn only_the_user_of_the_image_can_read_the_secrets() {
         other.run.image = format!("{name}:latest");
         let base = other.prepare().await;
         let line = "id -u; cat /run/secrets/token; stat -c ' %u %a' /run/secrets/token";
-        let (_, kept) = other.pass(&base, &with_token(0, line)).await;
-        assert_eq!(kept.text(), format!("1234\n{TOKEN} 1234 400\n"), "user {user}");
+        let (_, output) = other.pass(&base, &with_token(0, line)).await;
+        assert_eq!(output.text(), format!("1234\n{TOKEN} 1234 400\n"), "user {user}");
         other.destroy().await;
         api.remove_image(&format!("{name}:latest")).await;
     }
-    bench.podman.discard(&bench.run, ran.left).await;
+    bench.podman.discard(&bench.run, outcome.left).await;
     bench.destroy().await;
 }
 
@@ -101,35 +103,36 @@ async fn only_the_user_of_the_image_can_read_the_secrets() {
 async fn a_step_that_writes_a_secret_to_a_file_is_not_committed() {
     let Some(bench) = Bench::of_environment() else { return };
     let base = bench.prepare().await;
-    let many = "i=0; while [ $i -lt 60 ]; do echo $i > /tmp/$i; i=$((i+1)); done";
+    let many_files = "i=0; while [ $i -lt 60 ]; do echo $i > /tmp/$i; i=$((i+1)); done";
     for (line, path) in [
         ("mkdir -p /a/b; cp /run/secrets/token /a/b/c".to_owned(), "/a/b/c"),
         ("echo \"x$TOKEN\" | base64 > /tmp/encoded".to_owned(), "/tmp/encoded"),
         ("echo \"# $TOKEN\" >> /etc/profile".to_owned(), "/etc/profile"),
-        (format!("{many}; echo $TOKEN > /tmp/x"), "/tmp/x"),
+        (format!("{many_files}; echo $TOKEN > /tmp/x"), "/tmp/x"),
         ("mkdir /l; ln -s \"$(printf %s $TOKEN | base64)\" /l/link".to_owned(), "/l/link"),
-        // The engine follows a link, and describes it by the place it leads to.
+        // The engine follows a link and describes its target.
         ("ln -s \"$TOKEN\" /etc/link".to_owned(), "/etc/link"),
         ("ln -s \"$TOKEN/../up\" /tmp/link".to_owned(), "/tmp/link"),
         ("ln -s \"$TOKEN\" /link; ln -s /bin/sh /other".to_owned(), "/link"),
         ("ln -s \"$TOKEN\" /tmp/link; ln -s link /tmp/other".to_owned(), "/tmp/link"),
         ("ln -s /loop /loop; echo $TOKEN > /x".to_owned(), "/x"),
-        (format!("{many}; ln -s \"$TOKEN\" /tmp/link"), "/tmp/link"),
+        (format!("{many_files}; ln -s \"$TOKEN\" /tmp/link"), "/tmp/link"),
     ] {
         let step = with_token(0, &line);
-        let (ran, _) = bench.step(&base, &step).await;
-        assert_eq!(ran.exit.code, 0, "{line}");
-        let kept = bench.podman.checkpoint(&bench.run, ran.left.clone(), &step).await;
-        match kept {
-            Err(ExecError::SecretLeak { path: found, .. }) => assert_eq!(found, path, "{line}"),
+        let (outcome, _) = bench.step(&base, &step).await;
+        assert_eq!(outcome.exit.code, 0, "{line}");
+        let result = bench.podman.checkpoint(&bench.run, outcome.left.clone(), &step).await;
+        match result {
+            Err(ExecError::SecretLeak { path: leak, .. }) => assert_eq!(leak, path, "{line}"),
             other => panic!("{line}: {other:?}"),
         }
     }
     // A step that only uses the secret can be committed.
-    let step = with_token(0, &format!("{many}; cat /run/secrets/token > /dev/null; rm /tmp/1"));
-    let (left, _) = bench.pass(&base, &step).await;
-    let (_, kept) = bench.pass(&left, &shell(1, "ls /tmp | wc -l")).await;
-    assert_eq!(kept.text().trim(), "59");
+    let step =
+        with_token(0, &format!("{many_files}; cat /run/secrets/token > /dev/null; rm /tmp/1"));
+    let (workspace, _) = bench.pass(&base, &step).await;
+    let (_, output) = bench.pass(&workspace, &shell(1, "ls /tmp | wc -l")).await;
+    assert_eq!(output.text().trim(), "59");
     bench.destroy().await;
 }
 
@@ -137,18 +140,20 @@ async fn a_step_that_writes_a_secret_to_a_file_is_not_committed() {
 async fn extended_attributes_are_searched_for_secrets() {
     let Some(bench) = Bench::of_environment() else { return };
     let base = bench.prepare().await;
-    let many = "i=0; while [ $i -lt 60 ]; do echo $i > /tmp/$i; i=$((i+1)); done";
-    for (line, file) in [("echo x > /srv-x", "srv-x"), (&*format!("{many}; echo x > /y"), "y")] {
+    let many_files = "i=0; while [ $i -lt 60 ]; do echo $i > /tmp/$i; i=$((i+1)); done";
+    for (line, file) in
+        [("echo x > /srv-x", "srv-x"), (&*format!("{many_files}; echo x > /y"), "y")]
+    {
         let step = with_token(0, line);
-        let (ran, _) = bench.step(&base, &step).await;
-        let Workspace::Container { id, .. } = &ran.left else { panic!("{:?}", ran.left) };
-        // The base image has no program that sets one. The value has a new line, which an archive
-        // must not take for the end of the attribute.
+        let (outcome, _) = bench.step(&base, &step).await;
+        let Workspace::Container { id, .. } = &outcome.left else { panic!("{:?}", outcome.left) };
+        // Set the attribute from the host, because the base image has no program for that. The
+        // value contains a newline, which must not be parsed as the end of the attribute.
         let dir = Api::of(&bench.url).changed_dir(id).await;
         let value = format!("a\n{TOKEN}");
         let flags = rustix::fs::XattrFlags::empty();
         rustix::fs::setxattr(dir.join(file), "user.note", value.as_bytes(), flags).unwrap();
-        match bench.podman.checkpoint(&bench.run, ran.left.clone(), &step).await {
+        match bench.podman.checkpoint(&bench.run, outcome.left.clone(), &step).await {
             Err(ExecError::SecretLeak { path, .. }) => assert_eq!(path, format!("/{file}")),
             other => panic!("{line}: {other:?}"),
         }
@@ -160,14 +165,14 @@ async fn extended_attributes_are_searched_for_secrets() {
 async fn a_step_with_too_many_changes_to_search_fails_with_a_clear_message() {
     let Some(bench) = Bench::of_environment() else { return };
     let base = bench.prepare().await;
-    // 24,000 paths of 3,000 bytes are 72 MB.
+    // 24,000 paths of 3,000 bytes each are 72 MB.
     let line = "d=$(printf x%.0s $(seq 200)); cd /tmp; \
                 for i in $(seq 15); do mkdir $d; cd $d; done; \
                 for i in $(seq 24000); do : > $i; done";
     let step = with_token(0, line);
-    let (ran, _) = bench.step(&base, &step).await;
-    assert_eq!(ran.exit.code, 0);
-    let error = bench.podman.checkpoint(&bench.run, ran.left, &step).await.unwrap_err();
+    let (outcome, _) = bench.step(&base, &step).await;
+    assert_eq!(outcome.exit.code, 0);
+    let error = bench.podman.checkpoint(&bench.run, outcome.left, &step).await.unwrap_err();
     assert!(matches!(error, ExecError::Unsupported(_)), "{error:?}");
     assert!(error.to_string().contains("too many files"), "{error}");
     bench.destroy().await;
@@ -178,12 +183,12 @@ async fn a_step_that_is_killed_with_its_worker_leaves_no_secret_on_the_engine() 
     let Some(bench) = Bench::of_environment() else { return };
     let base = bench.prepare().await;
     let step = with_token(0, "echo ready; exec sleep 1000");
-    let running = bench.try_step(&base, &step);
+    let execution = bench.try_step(&base, &step);
     let api = Api::of(&bench.url);
-    let runs = integration_tests::engine::until("a step that runs", || api.runs(&bench.run.run));
+    let start = integration_tests::engine::until("the step runs", || api.runs(&bench.run.run));
     tokio::select! {
-        ended = running => panic!("the step ended: {ended:?}"),
-        () = runs => {}
+        result = execution => panic!("the step ended early: {result:?}"),
+        () = start => {}
     }
     let other = bench.another_process();
     assert!(other.is_left(&bench.run.run).await);

@@ -1,4 +1,4 @@
-//! The container engine in tests: an executor on it, a run per test, and a sink that records
+//! Access to the container engine in tests: an executor, a run per test, and a sink that records
 //! output.
 
 mod api;
@@ -32,7 +32,7 @@ pub struct OutputRecorder {
 }
 
 impl OutputRecorder {
-    fn of(&self, stream: LogStream) -> &Mutex<Vec<u8>> {
+    fn buffer(&self, stream: LogStream) -> &Mutex<Vec<u8>> {
         match stream {
             LogStream::Stderr => &self.stderr,
             LogStream::Stdout => &self.stdout,
@@ -40,26 +40,26 @@ impl OutputRecorder {
         }
     }
 
-    fn all(&self, stream: LogStream) -> Vec<u8> {
-        self.of(stream).lock().clone()
+    fn bytes(&self, stream: LogStream) -> Vec<u8> {
+        self.buffer(stream).lock().clone()
     }
 
     /// The standard output so far.
     #[must_use]
     pub fn stdout(&self) -> Vec<u8> {
-        self.all(LogStream::Stdout)
+        self.bytes(LogStream::Stdout)
     }
 
     /// The standard error so far.
     #[must_use]
     pub fn stderr(&self) -> Vec<u8> {
-        self.all(LogStream::Stderr)
+        self.bytes(LogStream::Stderr)
     }
 
     /// The executor's notices about the output.
     #[must_use]
     pub fn notes(&self) -> String {
-        String::from_utf8_lossy(&self.all(LogStream::Bob)).into_owned()
+        String::from_utf8_lossy(&self.bytes(LogStream::Bob)).into_owned()
     }
 
     /// The standard output as text.
@@ -72,8 +72,8 @@ impl OutputRecorder {
 #[async_trait]
 impl LogSink for OutputRecorder {
     async fn write(&self, stream: LogStream, bytes: Bytes) {
-        let mut kept = self.of(stream).lock();
-        kept.extend_from_slice(&bytes);
+        let mut buffer = self.buffer(stream).lock();
+        buffer.extend_from_slice(&bytes);
     }
 }
 
@@ -96,14 +96,15 @@ pub struct Bench {
     pub podman: Podman,
     /// The run.
     pub run: RunScope,
-    /// The stop signal of its steps.
+    /// The stop signal of the run's steps.
     pub stop: StopSignal,
     /// The URL of the engine.
     pub url: String,
 }
 
 impl Bench {
-    /// Uses the engine and the base image of the environment.
+    /// Uses the engine and the base image that the environment names. `None` if a variable is
+    /// missing and the test can be skipped.
     ///
     /// # Panics
     /// If the engine's URL is invalid.
@@ -121,8 +122,8 @@ impl Bench {
     /// # Panics
     /// If the engine does not answer.
     pub async fn is_left(&self, run: &RunId) -> bool {
-        let left = self.podman.leftovers().await.expect("the engine lists leftovers");
-        left.iter().any(|left| left.run == *run)
+        let leftovers = self.podman.leftovers().await.expect("cannot list leftovers");
+        leftovers.iter().any(|leftover| leftover.run == *run)
     }
 
     /// Creates an executor for an engine.
@@ -133,10 +134,10 @@ impl Bench {
     pub fn new(options: &Options, image: &str) -> Self {
         let run = format!("r-T.{}", uuid::Uuid::new_v4());
         Self {
-            podman: Podman::connect(options.clone()).expect("an engine's address"),
+            podman: Podman::connect(options.clone()).expect("invalid engine URL"),
             run: RunScope {
                 cluster: "a test's own".into(),
-                run: run.parse().expect("a run id"),
+                run: run.parse().expect("invalid run id"),
                 epoch: Epoch(1),
                 image: image.to_owned(),
                 pull: PullPolicy::Missing,
@@ -154,7 +155,7 @@ impl Bench {
     #[must_use]
     pub fn another_process(&self) -> Self {
         Self {
-            podman: Podman::connect(Options::new(&self.url)).expect("an engine's address"),
+            podman: Podman::connect(Options::new(&self.url)).expect("invalid engine URL"),
             run: self.run.clone(),
             stop: StopSignal::default(),
             url: self.url.clone(),
@@ -170,25 +171,26 @@ impl Bench {
     /// Prepares the run's first workspace.
     ///
     /// # Panics
-    /// If that fails.
+    /// If the preparation fails.
     pub async fn prepare(&self) -> Workspace {
-        self.podman.prepare(&self.run, &self.stop).await.expect("the base image")
+        self.podman.prepare(&self.run, &self.stop).await.expect("cannot prepare the base image")
     }
 
-    /// Runs a step whose gate is open.
+    /// Runs a step with an open gate.
     ///
     /// # Errors
-    /// Errors of the executor.
+    /// If the executor fails.
     pub async fn try_step(
         &self,
-        on: &Workspace,
+        workspace: &Workspace,
         step: &StepSpec,
     ) -> Result<(StepOutcome, Arc<OutputRecorder>), ExecError> {
-        let kept = Arc::new(OutputRecorder::default());
-        let out: Arc<dyn LogSink> = Arc::<OutputRecorder>::clone(&kept);
+        let recorder = Arc::new(OutputRecorder::default());
+        let sink: Arc<dyn LogSink> = Arc::<OutputRecorder>::clone(&recorder);
         let gate = Gate::open();
-        let ran = self.podman.run_step(&self.run, on, step, gate, out, &self.stop).await?;
-        Ok((ran, kept))
+        let outcome =
+            self.podman.run_step(&self.run, workspace, step, gate, sink, &self.stop).await?;
+        Ok((outcome, recorder))
     }
 
     /// Runs a step.
@@ -197,29 +199,34 @@ impl Bench {
     /// If the executor fails.
     pub async fn step(
         &self,
-        on: &Workspace,
+        workspace: &Workspace,
         step: &StepSpec,
     ) -> (StepOutcome, Arc<OutputRecorder>) {
-        self.try_step(on, step).await.expect("a step")
+        self.try_step(workspace, step).await.expect("cannot run the step")
     }
 
     /// Runs a step that must exit with 0, and commits it.
     ///
     /// # Panics
     /// If the executor or the step fails.
-    pub async fn pass(&self, on: &Workspace, step: &StepSpec) -> (Workspace, Arc<OutputRecorder>) {
-        let (ran, kept) = self.step(on, step).await;
-        let stderr = String::from_utf8_lossy(&kept.stderr()).into_owned();
-        assert_eq!(ran.exit.code, 0, "{:?}: {stderr}", step.words);
-        (self.podman.checkpoint(&self.run, ran.left, step).await.expect("a checkpoint"), kept)
+    pub async fn pass(
+        &self,
+        workspace: &Workspace,
+        step: &StepSpec,
+    ) -> (Workspace, Arc<OutputRecorder>) {
+        let (outcome, recorder) = self.step(workspace, step).await;
+        let stderr = String::from_utf8_lossy(&recorder.stderr()).into_owned();
+        assert_eq!(outcome.exit.code, 0, "{:?}: {stderr}", step.words);
+        let committed = self.podman.checkpoint(&self.run, outcome.left, step).await;
+        (committed.expect("cannot commit the step"), recorder)
     }
 
     /// Removes the run's objects and checks that none is left.
     ///
     /// # Panics
-    /// If one is left.
+    /// If the removal fails or an object is left.
     pub async fn destroy(&self) {
-        self.podman.destroy(&self.run.run).await.expect("a clean end");
+        self.podman.destroy(&self.run.run).await.expect("cannot remove the run's objects");
         let api = Api::of(&self.url);
         assert_eq!(api.labelled("containers", &self.run.run).await, 0, "containers are left");
         assert_eq!(api.labelled("images", &self.run.run).await, 0, "images are left");
@@ -230,10 +237,10 @@ impl Bench {
 ///
 /// # Panics
 /// If it does not hold within a minute.
-pub async fn until<F: Future<Output = bool>>(what: &str, holds: impl Fn() -> F) {
-    let begun = Instant::now();
+pub async fn until<F: Future<Output = bool>>(condition: &str, holds: impl Fn() -> F) {
+    let start = Instant::now();
     while !holds().await {
-        assert!(begun.elapsed() < Duration::from_secs(60), "waited in vain: {what}");
+        assert!(start.elapsed() < Duration::from_secs(60), "not true within a minute: {condition}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -241,42 +248,42 @@ pub async fn until<F: Future<Output = bool>>(what: &str, holds: impl Fn() -> F) 
 /// Collects all bytes of a stream.
 ///
 /// # Panics
-/// If it fails.
+/// If the stream fails.
 pub async fn collect(mut stream: runner::ports::ByteStream) -> Vec<u8> {
-    let mut all = Vec::new();
+    let mut content = Vec::new();
     while let Some(bytes) = stream.next().await {
-        all.extend_from_slice(&bytes.expect("whole"));
+        content.extend_from_slice(&bytes.expect("cannot read the stream"));
     }
-    all
+    content
 }
 
-/// A tar with one file.
+/// A tar archive with one file.
 ///
 /// # Panics
-/// Never, because it is built in memory.
+/// Never, because the archive is built in memory.
 pub async fn tar_of(name: &str, content: &[u8]) -> Vec<u8> {
     let mut tar = tokio_tar::Builder::new(Vec::new());
     let mut header = tokio_tar::Header::new_gnu();
     header.set_size(content.len() as u64);
     header.set_mode(0o644);
-    tar.append_data(&mut header, name, content).await.expect("in memory");
-    tar.into_inner().await.expect("in memory")
+    tar.append_data(&mut header, name, content).await.expect("cannot write to memory");
+    tar.into_inner().await.expect("cannot write to memory")
 }
 
-/// The files of a tar, by name.
+/// The names and contents of the files in a tar archive.
 ///
 /// # Panics
-/// If it is invalid.
+/// If the archive is invalid.
 pub async fn files_of(tar: &[u8]) -> Vec<(String, Vec<u8>)> {
     use tokio::io::AsyncReadExt as _;
     let mut archive = tokio_tar::Archive::new(tar);
-    let mut entries = archive.entries().expect("a tar");
+    let mut entries = archive.entries().expect("invalid archive");
     let mut files = Vec::new();
     while let Some(entry) = entries.next().await {
-        let mut entry = entry.expect("an entry");
-        let name = entry.path().expect("a name").display().to_string();
+        let mut entry = entry.expect("invalid entry");
+        let name = entry.path().expect("invalid path").display().to_string();
         let mut content = Vec::new();
-        entry.read_to_end(&mut content).await.expect("content");
+        entry.read_to_end(&mut content).await.expect("cannot read the content");
         files.push((name, content));
     }
     files

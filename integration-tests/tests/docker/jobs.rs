@@ -1,5 +1,5 @@
-//! Row A12, with the program and without podman: the order of `before_script`, failures,
-//! `$JOB_WORKDIR`, variables, mounts, a terminal.
+//! Row A12: `bob-runner run` runs job files with a Docker engine and without podman. Covers the
+//! order of `before_script`, failures, `$JOB_WORKDIR`, variables, mounts and a terminal.
 
 use std::process::Output;
 
@@ -15,7 +15,7 @@ async fn run(engine: &Engine, dir: &std::path::Path, jobs: &str) -> Output {
         .current_dir(dir)
         .env_clear()
         .env("HOME", dir)
-        // No podman in the path.
+        // The runner must not find podman.
         .env("PATH", "/nonexistent")
         .env("BOB_DATA_DIR", dir.join("data"))
         .env("BOB_DOCKER_URL", &engine.url)
@@ -28,7 +28,8 @@ async fn run(engine: &Engine, dir: &std::path::Path, jobs: &str) -> Output {
         .unwrap()
 }
 
-fn text(output: &Output) -> String {
+/// Standard output, then standard error.
+fn output_text(output: &Output) -> String {
     let (out, err) = (&output.stdout, &output.stderr);
     format!("{}{}", String::from_utf8_lossy(out), String::from_utf8_lossy(err))
 }
@@ -50,7 +51,7 @@ product:
   image: {image}
   namespace: tests
   tty: true
-  mounts: ['{given}:/given:ro']
+  mounts: ['{host_file}:/given:ro']
   env: {{ EXTRA: more }}
   before_script: [echo before]
   commands: |
@@ -63,18 +64,21 @@ product:
 artifacts: [{{ path: left }}]
 ",
             image = engine.image,
-            given = shared.path().join("given").display(),
+            host_file = shared.path().join("given").display(),
         );
         let output = run(&engine, dir.path(), &jobs).await;
-        assert!(output.status.success(), "{}: {}", engine.name, text(&output));
+        assert!(output.status.success(), "{}: {}", engine.name, output_text(&output));
         let log = std::fs::read_to_string(dir.path().join("logs/a12.log")).unwrap();
-        let said = ["global", "before", "commands", "terminal", "of the host"];
+        let expected = ["global", "before", "commands", "terminal", "of the host"];
         let mut lines = log.lines().map(|line| line.trim_end_matches('\r'));
-        for wanted in said.into_iter().chain(["me more a12 runner-7 /runner/jobworkdir"]) {
-            assert!(lines.any(|line| line.ends_with(wanted)), "{wanted} is not next: {log}");
+        for suffix in expected.into_iter().chain(["me more a12 runner-7 /runner/jobworkdir"]) {
+            assert!(
+                lines.any(|line| line.ends_with(suffix)),
+                "{suffix:?} is missing or out of order: {log}"
+            );
         }
-        let left = dir.path().join("workdir/a12/left");
-        assert_eq!(std::fs::read_to_string(left).unwrap(), "kept\n");
+        let artifact = dir.path().join("workdir/a12/left");
+        assert_eq!(std::fs::read_to_string(artifact).unwrap(), "kept\n");
     }
 }
 
@@ -95,7 +99,7 @@ product:
             engine.image
         );
         let output = run(&engine, dir.path(), &jobs).await;
-        assert!(!output.status.success(), "{}", text(&output));
+        assert!(!output.status.success(), "{}", output_text(&output));
         let log = std::fs::read_to_string(dir.path().join("logs/fails.log")).unwrap();
         assert!(log.contains("one") && !log.contains("never"), "{log}");
         let status = std::fs::read_to_string(dir.path().join("workdir/fails/status.yaml")).unwrap();

@@ -1,4 +1,4 @@
-//! Both engine adapters, with the grants of an operator.
+//! Both engine adapters, configured with the grants of an operator.
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt as _;
@@ -21,7 +21,7 @@ use tempfile::TempDir;
 
 /// An engine behind one of the two adapters, and a run for one test.
 pub(crate) struct Adapter {
-    /// Its name, for failure messages.
+    /// The adapter's name, for failure messages.
     pub(crate) name: &'static str,
     /// The engine's URL.
     pub(crate) url: String,
@@ -29,25 +29,25 @@ pub(crate) struct Adapter {
     /// The base image.
     pub(crate) image: String,
     steps: Arc<dyn Steps>,
-    /// The same engine, if the adapter manages images.
+    /// The adapter's operations on images. `None` if it does not manage images.
     images: Option<Arc<dyn Images>>,
     run: RunScope,
     stop: StopSignal,
 }
 
-/// The adapters on the engines of the environment.
+/// Connects each adapter to the engines that the environment names.
 pub(crate) fn adapters(granted: &Granted) -> Vec<Adapter> {
     let Some(services) = Services::of_environment(ENGINE) else { return Vec::new() };
     let podman = services.get("CONTAINER_ENGINE_URL").to_owned();
     let image = services.get("BOB_TEST_IMAGE").to_owned();
-    let of = |name, url: &str, is_docker| {
+    let adapter = |name, url: &str, is_docker| {
         let granted = granted.clone();
         Adapter::new(name, url, &image, is_docker, granted)
     };
     let mut adapters =
-        vec![of("podman", &podman, false), of("the Docker API of podman", &podman, true)];
+        vec![adapter("podman", &podman, false), adapter("the Docker API of podman", &podman, true)];
     match services.find("BOB_TEST_DOCKER_URL") {
-        Some(url) => adapters.push(of("docker.io", url, true)),
+        Some(url) => adapters.push(adapter("docker.io", url, true)),
         None => skip(&["Docker"], Need::Optional),
     }
     adapters
@@ -81,53 +81,55 @@ impl Adapter {
         self.is_docker
     }
 
-    /// A directory that the engine can see: next to its socket.
+    /// A temporary directory next to the engine's socket, so that the engine can mount it.
     pub(crate) fn dir(&self) -> TempDir {
-        let beside = Path::new(self.url.trim_start_matches("unix://")).parent().unwrap();
-        let dir = tempfile::tempdir_in(beside).unwrap();
+        let socket_dir = Path::new(self.url.trim_start_matches("unix://")).parent().unwrap();
+        let dir = tempfile::tempdir_in(socket_dir).unwrap();
         std::fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
         dir
     }
 
-    /// A step with an image of its own that runs a line of shell.
+    /// A step of executor docker that runs a line of shell. `with` can override its image.
     pub(crate) fn job(&self, line: &str, with: Value) -> StepSpec {
-        let mut all = Map::from_iter([("image".to_owned(), json!(self.image))]);
-        if let Value::Object(more) = with {
-            all.extend(more);
+        let mut arguments = Map::from_iter([("image".to_owned(), json!(self.image))]);
+        if let Value::Object(overrides) = with {
+            arguments.extend(overrides);
         }
-        StepSpec { executor: ExecutorKind::Docker, with: all, ..shell(0, line) }
+        StepSpec { executor: ExecutorKind::Docker, with: arguments, ..shell(0, line) }
     }
 
     async fn attempt(&self, step: &StepSpec) -> Result<(i32, String), ExecError> {
-        let kept = Arc::new(OutputRecorder::default());
-        let out: Arc<dyn LogSink> = Arc::<OutputRecorder>::clone(&kept);
-        let on = match &self.images {
+        let recorder = Arc::new(OutputRecorder::default());
+        let sink: Arc<dyn LogSink> = Arc::<OutputRecorder>::clone(&recorder);
+        let workspace = match &self.images {
             Some(images) => images.prepare(&self.run, &self.stop).await?,
             None => Workspace::None,
         };
-        let ran = self.steps.run_step(&self.run, &on, step, Gate::open(), out, &self.stop).await?;
-        let (code, left) = (ran.exit.code, ran.left);
-        self.discard(left).await;
-        let said = format!("{}{}", kept.text(), String::from_utf8_lossy(&kept.stderr()));
-        Ok((code, said))
+        let gate = Gate::open();
+        let outcome =
+            self.steps.run_step(&self.run, &workspace, step, gate, sink, &self.stop).await?;
+        self.discard(outcome.left).await;
+        let stderr = recorder.stderr();
+        let output = format!("{}{}", recorder.text(), String::from_utf8_lossy(&stderr));
+        Ok((outcome.exit.code, output))
     }
 
-    async fn discard(&self, left: Workspace) {
-        self.steps.discard(&self.run, left).await;
+    async fn discard(&self, workspace: Workspace) {
+        self.steps.discard(&self.run, workspace).await;
     }
 
     /// The output of a step that must exit with 0.
     pub(crate) async fn passes(&self, step: &StepSpec) -> String {
         match self.attempt(step).await {
-            Ok((0, said)) => said,
+            Ok((0, output)) => output,
             other => panic!("{}: {:?}: {other:?}", self.name, step.with),
         }
     }
 
-    /// The error of a step that is rejected before it starts.
+    /// The reason for rejecting a step before it starts.
     pub(crate) async fn refuses(&self, step: &StepSpec) -> String {
         match self.attempt(step).await {
-            Err(ExecError::Unsupported(why)) => why,
+            Err(ExecError::Unsupported(reason)) => reason,
             other => panic!("{}: {:?} {:?}: {other:?}", self.name, step.network, step.with),
         }
     }
@@ -136,11 +138,12 @@ impl Adapter {
     pub(crate) async fn fails(&self, step: &StepSpec) -> ExecError {
         match self.attempt(step).await {
             Err(error) => error,
-            Ok(said) => panic!("{}: {:?}: {said:?}", self.name, step.with),
+            Ok(output) => panic!("{}: {:?}: {output:?}", self.name, step.with),
         }
     }
 
-    /// The error of a run with this image, or of a step with it if the adapter manages no images.
+    /// The error of preparing a run with this image, or of a step with it if the adapter does not
+    /// manage images.
     pub(crate) async fn fails_on(&self, image: &str) -> ExecError {
         let Some(images) = &self.images else {
             return self.fails(&self.job("true", json!({ "image": image }))).await;
@@ -152,7 +155,7 @@ impl Adapter {
         }
     }
 
-    /// Removes the run's objects.
+    /// Removes the run's objects from the engine.
     pub(crate) async fn end(&self) {
         self.steps.destroy(&self.run.run).await.unwrap();
     }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use protocol::shell;
 use serde_json::{Map, Value};
 
-/// A job at or before the current one.
+/// A job before the current one.
 #[derive(Debug, Clone, Copy)]
 pub struct Job<'a> {
     /// The job's name in its file.
@@ -24,28 +24,30 @@ pub struct KnownValues<'a> {
     previous: Option<Job<'a>>,
     by_name: HashMap<&'a str, Job<'a>>,
     /// The number of bytes substituted so far.
-    filled: AtomicUsize,
+    substituted_bytes: AtomicUsize,
     /// The number of bytes searched for references so far.
-    searched: AtomicUsize,
+    searched_bytes: AtomicUsize,
 }
 
-/// Refer to the preceding job, whatever its name.
+/// The reference to the ID of the preceding job.
 const PREVIOUS_ID: &str = "PREVIOUS_JOB_ID";
+/// The name that stands for the preceding job in references to its result.
 const PREVIOUS_RESULT: &str = "PREVIOUS_RESULT";
 /// The maximum length of a reference in bytes. Longer text is left unchanged.
-const LONGEST: usize = 4096;
-/// The maximum size of results substituted in one step, because each can be repeated.
-const MOST: usize = 8 << 20;
-/// The maximum number of bytes searched in all texts of a step. Each `${` without a reference can
-/// cost [`LONGEST`] bytes, and a text may contain many.
-const SEARCHED: usize = 64 << 20;
+const MAX_REFERENCE_BYTES: usize = 4096;
+/// The maximum number of bytes substituted in one step, because a step can refer to the same result
+/// many times.
+const MAX_SUBSTITUTED_BYTES: usize = 8 << 20;
+/// The maximum number of bytes searched in all texts of a step. Each `${` that does not open a
+/// reference can cost [`MAX_REFERENCE_BYTES`] bytes, and a text can contain many.
+const MAX_SEARCHED_BYTES: usize = 64 << 20;
 /// The filter that quotes a value as one shell word.
 const QUOTE: &str = "quote";
 /// An optional first segment of a path that denotes the result itself.
 const RESULT: &str = "result";
 
 impl<'a> KnownValues<'a> {
-    /// Creates the context of a job from all jobs before it, in their order.
+    /// Creates the values known to a job from all jobs before it, in order.
     #[must_use]
     pub fn before(jobs: impl IntoIterator<Item = Job<'a>>) -> Self {
         let mut known = Self::default();
@@ -60,38 +62,44 @@ impl<'a> KnownValues<'a> {
     /// Returns a text with its references replaced.
     ///
     /// # Errors
-    /// A message, if a job's result lacks the requested value, or the limits are exceeded.
+    /// A message, if a job has no result, its result lacks the requested value, or a limit is
+    /// exceeded.
     pub fn fill(&self, text: &str) -> Result<String, String> {
         let mut filled = String::with_capacity(text.len());
-        let (mut at, mut close) = (0, 0);
-        while let Some(open) = text[at..].find("${") {
-            filled.push_str(&text[at..at + open]);
-            at += open + "${".len();
-            if close < at {
-                // Search for `}` once per closing brace: a text may contain very many `${`.
-                let Some(next) = text[at..].find('}') else {
+        let (mut position, mut close) = (0, 0);
+        while let Some(open) = text[position..].find("${") {
+            filled.push_str(&text[position..position + open]);
+            position += open + "${".len();
+            if close < position {
+                // Search for `}` once per closing brace: a text can contain very many `${`.
+                let Some(next) = text[position..].find('}') else {
                     filled.push_str("${");
                     break;
                 };
-                close = at + next;
+                close = position + next;
             }
-            let inside = &text[at..close];
-            match if inside.len() > LONGEST { None } else { self.looked_up(inside)? } {
+            let reference = &text[position..close];
+            match if reference.len() > MAX_REFERENCE_BYTES {
+                None
+            } else {
+                self.look_up(reference)?
+            } {
                 Some(value) => {
-                    let before = self.filled.fetch_add(value.len(), Ordering::Relaxed);
-                    if before.saturating_add(value.len()) > MOST {
+                    let before = self.substituted_bytes.fetch_add(value.len(), Ordering::Relaxed);
+                    if before.saturating_add(value.len()) > MAX_SUBSTITUTED_BYTES {
                         return Err(format!(
-                            "it asks for more than {MOST} bytes of the results of earlier jobs"
+                            "it asks for more than {MAX_SUBSTITUTED_BYTES} bytes of the results of \
+                             earlier jobs"
                         ));
                     }
                     filled.push_str(&value);
-                    at = close + 1;
+                    position = close + 1;
                 }
-                // Skip only the `${`, because the text behind it may contain a reference.
+                // Skip only the `${`, because the text after it can contain a reference.
                 None => filled.push_str("${"),
             }
         }
-        filled.push_str(&text[at..]);
+        filled.push_str(&text[position..]);
         Ok(filled)
     }
 
@@ -120,52 +128,57 @@ impl<'a> KnownValues<'a> {
         entries.collect()
     }
 
-    fn looked_up(&self, inside: &str) -> Result<Option<String>, String> {
-        let before = self.searched.fetch_add(inside.len(), Ordering::Relaxed);
-        if before.saturating_add(inside.len()) > SEARCHED {
+    fn look_up(&self, reference: &str) -> Result<Option<String>, String> {
+        let before = self.searched_bytes.fetch_add(reference.len(), Ordering::Relaxed);
+        if before.saturating_add(reference.len()) > MAX_SEARCHED_BYTES {
             return Err("it opens too many `${` that are not closed".to_owned());
         }
-        self.value(inside)
+        self.resolve(reference)
     }
 
-    /// Returns the value of `${inside}`, or `None` if it is not a reference.
-    fn value(&self, inside: &str) -> Result<Option<String>, String> {
-        let (asked, filter) = match inside.split_once('|') {
-            Some((asked, filter)) => (asked.trim(), Some(filter.trim())),
-            None => (inside, None),
+    /// Returns the value of `${reference}`, or `None` if it is not a reference.
+    fn resolve(&self, reference: &str) -> Result<Option<String>, String> {
+        let (expression, filter) = match reference.split_once('|') {
+            Some((expression, filter)) => (expression.trim(), Some(filter.trim())),
+            None => (reference, None),
         };
         if filter.is_some_and(|filter| filter != QUOTE) {
             return Ok(None);
         }
-        let value = if asked == PREVIOUS_ID {
+        let value = if expression == PREVIOUS_ID {
             Some(self.previous.map(|job| job.id.to_owned()).unwrap_or_default())
         } else {
-            self.part(asked)?
+            self.result_part(expression)?
         };
         Ok(value.map(|value| if filter.is_some() { shell::join(&[value]) } else { value }))
     }
 
-    fn part(&self, asked: &str) -> Result<Option<String>, String> {
-        let Some(end) = asked.find(['.', '[']) else { return Ok(None) };
-        let (name, path) = asked.split_at(end);
+    /// Returns a part of an earlier job's result, or `None` if the expression does not name
+    /// a job and a path.
+    fn result_part(&self, expression: &str) -> Result<Option<String>, String> {
+        let Some(end) = expression.find(['.', '[']) else { return Ok(None) };
+        let (name, path) = expression.split_at(end);
         let job =
             if name == PREVIOUS_RESULT { self.previous } else { self.by_name.get(name).copied() };
         let Some(job) = job else { return Ok(None) };
         let Some(result) = job.result else {
-            return Err(format!("${{{asked}}}: job {} has left no result", job.name));
+            return Err(format!("${{{expression}}}: job {} has left no result", job.name));
         };
-        let steps = steps(path);
-        let found = steps.as_ref().and_then(|steps| find(result, steps));
-        let Some(found) = found else {
-            return Err(format!("${{{asked}}}: that is not in the result of job {}", job.name));
+        let segments = parse_path(path);
+        let value = segments.as_ref().and_then(|segments| find_value(result, segments));
+        let Some(value) = value else {
+            return Err(format!(
+                "${{{expression}}}: that is not in the result of job {}",
+                job.name
+            ));
         };
-        Ok(Some(match found {
+        Ok(Some(match value {
             Value::String(text) => text.clone(),
             Value::Null
             | Value::Bool(_)
             | Value::Number(_)
             | Value::Array(_)
-            | Value::Object(_) => found.to_string(),
+            | Value::Object(_) => value.to_string(),
         }))
     }
 }
@@ -178,32 +191,33 @@ enum PathSegment<'a> {
 }
 
 /// Parses a path such as `.data[0].id`. Returns `None` if an index is not a number.
-fn steps(path: &str) -> Option<Vec<PathSegment<'_>>> {
-    let mut steps = Vec::new();
+fn parse_path(path: &str) -> Option<Vec<PathSegment<'_>>> {
+    let mut segments = Vec::new();
     for segment in path.split('.') {
         let (key, mut rest) = segment.split_at(segment.find('[').unwrap_or(segment.len()));
         if !key.is_empty() {
-            steps.push(PathSegment::Key(key));
+            segments.push(PathSegment::Key(key));
         }
-        while let Some(inside) = rest.strip_prefix('[') {
-            let (index, behind) = inside.split_once(']')?;
-            steps.push(PathSegment::Index(index.parse().ok()?));
-            rest = behind;
+        while let Some(bracket) = rest.strip_prefix('[') {
+            let (index, remainder) = bracket.split_once(']')?;
+            segments.push(PathSegment::Index(index.parse().ok()?));
+            rest = remainder;
         }
         if !rest.is_empty() {
             return None;
         }
     }
-    Some(steps)
+    Some(segments)
 }
 
-fn find<'v>(result: &'v Value, steps: &[PathSegment<'_>]) -> Option<&'v Value> {
-    let steps = match steps.split_first() {
+/// Returns the value at a path into a result.
+fn find_value<'v>(result: &'v Value, segments: &[PathSegment<'_>]) -> Option<&'v Value> {
+    let segments = match segments.split_first() {
         // Paths with and without `result` are both in use.
         Some((PathSegment::Key(RESULT), rest)) if result.get(RESULT).is_none() => rest,
-        Some(_) | None => steps,
+        Some(_) | None => segments,
     };
-    steps.iter().try_fold(result, |value, step| match step {
+    segments.iter().try_fold(result, |value, segment| match segment {
         PathSegment::Key(key) => value.get(key),
         PathSegment::Index(index) => value.get(index),
     })
@@ -214,7 +228,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn filled(text: &str) -> Result<String, String> {
+    fn fill(text: &str) -> Result<String, String> {
         let login = json!({ "success": true, "error": "", "data": {
             "id": 7, "name": "it's", "rows": [[1, 2], ["x"]], "none": null,
         } });
@@ -247,7 +261,7 @@ mod tests {
             ("${login.data.id | upper}", "${login.data.id | upper}"),
             ("", ""),
         ] {
-            assert_eq!(filled(text).as_deref(), Ok(expected), "{text}");
+            assert_eq!(fill(text).as_deref(), Ok(expected), "{text}");
         }
     }
 
@@ -265,7 +279,7 @@ mod tests {
             ),
             ("${plain.data}", "${plain.data}: job plain has left no result"),
         ] {
-            assert_eq!(filled(text), Err(expected.to_owned()), "{text}");
+            assert_eq!(fill(text), Err(expected.to_owned()), "{text}");
         }
     }
 
@@ -278,27 +292,27 @@ mod tests {
 
     #[test]
     fn values_are_substituted_once_and_at_every_depth() {
-        let trap = json!({ "data": "${PREVIOUS_JOB_ID}" });
-        let known = KnownValues::before([Job { name: "a", id: "i", result: Some(&trap) }]);
-        let with = json!({ "x": ["${a.data}", { "y": "${PREVIOUS_JOB_ID}" }], "n": 1 });
+        let result = json!({ "data": "${PREVIOUS_JOB_ID}" });
+        let known = KnownValues::before([Job { name: "a", id: "i", result: Some(&result) }]);
+        let template = json!({ "x": ["${a.data}", { "y": "${PREVIOUS_JOB_ID}" }], "n": 1 });
         let expected = json!({ "x": ["${PREVIOUS_JOB_ID}", { "y": "i" }], "n": 1 });
-        assert_eq!(known.fill_value(&with).unwrap(), expected);
+        assert_eq!(known.fill_value(&template).unwrap(), expected);
     }
 
     #[test]
     fn substitution_terminates_on_deeply_nested_references() {
-        let much = Value::from("x".repeat(60_000));
-        let known = KnownValues::before([Job { name: "a", id: "i", result: Some(&much) }]);
+        let long_text = Value::from("x".repeat(60_000));
+        let known = KnownValues::before([Job { name: "a", id: "i", result: Some(&long_text) }]);
         for open in ["${".repeat(500_000), "${".repeat(500_000) + "}"] {
             assert_eq!(known.fill(&open).unwrap(), open);
         }
         let open = format!("{}{}}}", "${".repeat(2000), "x".repeat(90)).repeat(120);
-        let said = KnownValues::before([]).fill(&open).unwrap_err();
-        assert!(said.contains("opens too many"), "{said}");
+        let error = KnownValues::before([]).fill(&open).unwrap_err();
+        assert!(error.contains("opens too many"), "{error}");
         let result = serde_json::json!({ "t": "x".repeat(60_000) });
         let known = KnownValues::before([Job { name: "a", id: "i", result: Some(&result) }]);
         assert_eq!(known.fill("${a.t}${a.t}").unwrap().len(), 120_000);
-        let said = known.fill(&"${a.t}".repeat(100_000)).unwrap_err();
-        assert!(said.contains("more than"), "{said}");
+        let error = known.fill(&"${a.t}".repeat(100_000)).unwrap_err();
+        assert!(error.contains("more than"), "{error}");
     }
 }

@@ -1,5 +1,5 @@
-//! Removes volumes that steps share, least recently used first, while the engine's disk is too full.
-//! No run owns them, so nothing else removes them.
+//! Removes shared volumes, least recently used first, while the engine's disk is too full. No run
+//! owns a shared volume, so nothing else removes it.
 
 use tracing::warn;
 
@@ -8,27 +8,27 @@ use super::shared::Shared;
 use super::wanted::NamedByRuns;
 use crate::ports::ExecError;
 
-/// Removes unused volumes until the disk has room. Keeps those that a run names which has not ended.
+/// Removes unused volumes until the disk has room. Keeps every volume that an open run names.
 pub(super) async fn make_room(shared: &Shared) {
-    let _alone = shared.room.sweeping.lock().await;
-    if let Err(cause) = shrink(shared).await {
+    let _guard = shared.room.sweeping.lock().await;
+    if let Err(cause) = remove_unused(shared).await {
         warn!(%cause, "volumes that steps share stay");
     }
 }
 
-async fn shrink(shared: &Shared) -> Result<(), ExecError> {
+async fn remove_unused(shared: &Shared) -> Result<(), ExecError> {
     let executor = &shared.ports.executor;
     if bases::has_room(shared).await? {
         return Ok(());
     }
-    let mut wanted = NamedByRuns::default();
+    let mut references = NamedByRuns::default();
     for name in executor.shared_volumes().await? {
-        // A run may have started in the meantime.
-        if let Err(cause) = wanted.look(shared).await {
+        // A run might have started since the last removal.
+        if let Err(cause) = references.look(shared).await {
             warn!(%cause, "volumes that steps share stay, for the open runs cannot be read");
             return Ok(());
         }
-        if wanted.has_volume(&name) {
+        if references.has_volume(&name) {
             continue;
         }
         if executor.remove_shared_volume(&name).await? {

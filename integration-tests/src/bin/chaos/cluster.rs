@@ -1,4 +1,4 @@
-//! The rig's own services, and three workers, each behind its own proxies.
+//! The rig's services and its three workers. Each worker connects through its own proxies.
 
 use std::fs::File;
 use std::net::SocketAddr;
@@ -18,26 +18,26 @@ use tokio::sync::{Mutex, MutexGuard};
 pub(crate) const WORKERS: usize = 3;
 /// The number of etcd members.
 pub(crate) const MEMBERS: usize = 3;
-/// The lease time of a worker.
+/// The lease TTL of a worker.
 pub(crate) const LEASE_TTL: Duration = Duration::from_secs(4);
-/// The number of concurrent runs of a worker.
+/// The maximum number of concurrent runs of a worker.
 pub(crate) const SLOTS: usize = 3;
-/// How many owners a run can lose at one step.
+/// The maximum number of owners that a run can lose at one step.
 pub(crate) const MAX_LOSSES: u32 = 3;
 /// The repository for checkpoints.
 pub(crate) const CHECKPOINTS: &str = "checkpoints/rig";
-/// The timeout for draining a worker. An unavailable broker delays it.
-const DRAIN_PATIENCE: Duration = Duration::from_secs(120);
+/// The timeout for draining a worker. It is long because an unavailable broker delays a drain.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// A worker's place. Its home and proxies persist while its processes come and go.
+/// One of the rig's workers. Its proxies and its spill directory outlive its processes.
 pub(crate) struct Worker {
     pub(crate) number: usize,
     pub(crate) amqp: Proxy,
-    /// One proxy per member.
+    /// One proxy per etcd member.
     pub(crate) etcd: Vec<Proxy>,
     process: Option<Process>,
-    /// The number of processes started so far.
-    started: usize,
+    /// The number of processes launched so far.
+    launches: usize,
 }
 
 struct Process {
@@ -47,9 +47,9 @@ struct Process {
 
 /// All services and workers.
 pub(crate) struct Cluster {
-    own: OwnServices,
+    main_services: OwnServices,
     /// The second worker's engine, if it has its own.
-    other: Option<OwnServices>,
+    second_engine: Option<OwnServices>,
     dir: TempDir,
     program: PathBuf,
     drain_seconds: u32,
@@ -57,31 +57,35 @@ pub(crate) struct Cluster {
 }
 
 fn address(url: &str) -> anyhow::Result<SocketAddr> {
-    let (_, address) = url.split_once("://").context("a URL")?;
+    let (_, address) = url.split_once("://").with_context(|| format!("{url} is not a URL"))?;
     address.parse().with_context(|| url.to_owned())
 }
 
 impl Cluster {
-    /// Starts the services, but no worker.
+    /// Starts the services, but no workers.
     pub(crate) async fn start(
         program: PathBuf,
         drain_seconds: u32,
         engines: usize,
     ) -> anyhow::Result<Self> {
-        ensure!(program.is_file(), "there is no {}: build it, or --worker", program.display());
+        ensure!(
+            program.is_file(),
+            "{} does not exist: build it, or name another program with --worker",
+            program.display()
+        );
         let members = MEMBERS.to_string();
         let starting = tokio::task::spawn_blocking(move || {
             let members = ["--etcd-members", &members];
             if engines == 1 {
                 return (OwnServices::launch("rabbitmq,etcd,podman", &members), None);
             }
-            let own = OwnServices::launch("rabbitmq,etcd,podman,registry", &members);
-            (own, Some(OwnServices::launch("podman", &[])))
+            let main_services = OwnServices::launch("rabbitmq,etcd,podman,registry", &members);
+            (main_services, Some(OwnServices::launch("podman", &[])))
         });
-        let (own, other) = starting.await?;
+        let (main_services, second_engine) = starting.await?;
         let mut cluster = Self {
-            own,
-            other,
+            main_services,
+            second_engine,
             dir: tempfile::Builder::new().prefix("bob-chaos-workers.").tempdir()?,
             program,
             drain_seconds,
@@ -93,75 +97,80 @@ impl Cluster {
             for url in cluster.etcd_urls() {
                 etcd.push(Proxy::start(address(&url)?).await?);
             }
-            let worker = Worker { number, amqp, etcd, process: None, started: 0 };
+            let worker = Worker { number, amqp, etcd, process: None, launches: 0 };
             cluster.workers.push(Mutex::new(worker));
         }
         Ok(cluster)
     }
 
     pub(crate) fn amqp_url(&self) -> String {
-        self.own.services().get("BOB_QUEUE_URL").to_owned()
+        self.main_services.services().get("BOB_QUEUE_URL").to_owned()
     }
 
     pub(crate) fn amqp_user(&self) -> (&str, &str) {
-        let services = self.own.services();
+        let services = self.main_services.services();
         (services.get("BOB_QUEUE_USER"), services.get("BOB_QUEUE_PASSWORD"))
     }
 
     pub(crate) fn etcd_urls(&self) -> Vec<String> {
-        self.own.services().get("BOB_STORAGE_URLS").split(',').map(str::to_owned).collect()
+        self.main_services
+            .services()
+            .get("BOB_STORAGE_URLS")
+            .split(',')
+            .map(str::to_owned)
+            .collect()
     }
 
     /// The URLs of all engines.
     pub(crate) fn engine_urls(&self) -> impl Iterator<Item = &str> {
-        let services = [&self.own].into_iter().chain(&self.other);
-        services.map(|own| own.services().get("CONTAINER_ENGINE_URL"))
+        let engines = [&self.main_services].into_iter().chain(&self.second_engine);
+        engines.map(|engine| engine.services().get("CONTAINER_ENGINE_URL"))
     }
 
-    /// The engine of a worker. The second worker can have its own.
+    /// The URL of a worker's engine. The second worker can have its own engine.
     fn engine_url(&self, worker: &Worker) -> &str {
-        let own = self.other.as_ref().filter(|_| worker.number == 2).unwrap_or(&self.own);
-        own.services().get("CONTAINER_ENGINE_URL")
+        let own_engine = self.second_engine.as_ref().filter(|_| worker.number == 2);
+        own_engine.unwrap_or(&self.main_services).services().get("CONTAINER_ENGINE_URL")
     }
 
-    /// The checkpoint registry, used with more than one engine.
+    /// The checkpoint registry, if there is more than one engine.
     pub(crate) fn registry(&self) -> Option<&str> {
-        self.other.as_ref().map(|_| self.own.services().get("BOB_TEST_REGISTRY"))
+        self.second_engine.as_ref().map(|_| self.main_services.services().get("BOB_TEST_REGISTRY"))
     }
 
     pub(crate) fn image(&self) -> &str {
-        self.own.services().get("BOB_TEST_IMAGE")
+        self.main_services.services().get("BOB_TEST_IMAGE")
     }
 
-    /// Runs `stop`, `start`, `kill` and so on for a service.
+    /// Runs a control command such as `stop`, `start` or `kill` for a service.
     pub(crate) async fn control(&self, verb: &str, service: &str) {
-        match (service, &self.other) {
-            ("podman-2", Some(other)) => other.control(verb, "podman").await,
-            (_, _) => self.own.control(verb, service).await,
+        match (service, &self.second_engine) {
+            ("podman-2", Some(engine)) => engine.control(verb, "podman").await,
+            (_, _) => self.main_services.control(verb, service).await,
         }
     }
 
-    /// The services that are engines, as named for `control`.
+    /// The service names of the engines, as `control` expects them.
     pub(crate) fn engines(&self) -> &'static [&'static str] {
-        if self.other.is_some() { &["podman", "podman-2"] } else { &["podman"] }
+        if self.second_engine.is_some() { &["podman", "podman-2"] } else { &["podman"] }
     }
 
-    /// Waits for exclusive access to a worker's place.
-    pub(crate) async fn worker(&self, place: usize) -> MutexGuard<'_, Worker> {
-        self.workers[place].lock().await
+    /// Waits for exclusive access to a worker.
+    pub(crate) async fn worker(&self, index: usize) -> MutexGuard<'_, Worker> {
+        self.workers[index].lock().await
     }
 
-    /// Exclusive access to a worker's place, if it is free.
-    pub(crate) fn free_worker(&self, place: usize) -> Option<MutexGuard<'_, Worker>> {
-        self.workers[place].try_lock().ok()
+    /// Exclusive access to a worker, or `None` if another task has it.
+    pub(crate) fn free_worker(&self, index: usize) -> Option<MutexGuard<'_, Worker>> {
+        self.workers[index].try_lock().ok()
     }
 
     /// Starts a new process for a worker.
     pub(crate) fn launch(&self, worker: &mut Worker) -> anyhow::Result<()> {
-        worker.started += 1;
-        let home = self.dir.path().join(format!("{}-{}", worker.number, worker.started));
+        worker.launches += 1;
+        let home = self.dir.path().join(format!("{}-{}", worker.number, worker.launches));
         std::fs::create_dir(&home)?;
-        // Events that a worker leaves on disk are published by the next one in its place.
+        // The worker's next process publishes the events that this one leaves on disk.
         let spill = self.dir.path().join(format!("{}-spill", worker.number));
         let log = File::create(home.with_extension("log"))?;
         let (user, password) = self.amqp_user();
@@ -186,10 +195,10 @@ impl Cluster {
             .env("CONTAINER_ENGINE_URL", self.engine_url(worker))
             .env("BOB_LEASE_TTL_SECONDS", LEASE_TTL.as_secs().to_string())
             .env("BOB_MAX_PARALLEL_RUNS", SLOTS.to_string())
-            // Ignore how full this host's disk is.
+            // The disk usage of this host must not affect the workers.
             .env("BOB_DISK_HIGH", "100")
             .env("BOB_DISK_LOW", "99")
-            // The steps call the rig on the host's loopback.
+            // The steps call the rig on the host's loopback interface.
             .env("BOB_NETWORKS", "host")
             .env("BOB_MAX_LOSSES", MAX_LOSSES.to_string())
             .env("BOB_KILL_GRACE_SECONDS", "2")
@@ -204,21 +213,21 @@ impl Cluster {
             .kill_on_drop(true)
             .spawn()
             .with_context(|| self.program.display().to_string())?;
-        let pid = child.id().context("a process that was just started has an id")?;
+        let pid = child.id().context("the new process has no id")?;
         worker.process = Some(Process { child, pid });
         Ok(())
     }
 
-    /// Panics in the workers' logs.
+    /// The lines in the workers' logs that report a panic.
     pub(crate) fn panics(&self) -> anyhow::Result<Vec<String>> {
-        let mut found = Vec::new();
+        let mut panics = Vec::new();
         for log in logs(self.dir.path())? {
             let text = std::fs::read(&log)?;
             let text = String::from_utf8_lossy(&text);
             let lines = text.lines().filter(|line| line.contains("panicked"));
-            found.extend(lines.map(|line| format!("{}: {line}", log.display())));
+            panics.extend(lines.map(|line| format!("{}: {line}", log.display())));
         }
-        Ok(found)
+        Ok(panics)
     }
 
     /// Keeps the workers' logs and returns their directory.
@@ -229,14 +238,14 @@ impl Cluster {
 }
 
 fn logs(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
+    let mut logs = Vec::new();
     for entry in std::fs::read_dir(dir)? {
         let path = entry?.path();
         if path.extension().is_some_and(|end| end == "log") {
-            found.push(path);
+            logs.push(path);
         }
     }
-    Ok(found)
+    Ok(logs)
 }
 
 impl Worker {
@@ -244,23 +253,23 @@ impl Worker {
         self.process.as_ref().map(|process| process.pid)
     }
 
-    /// The exit status of its process, if it has ended.
+    /// Returns a message if its process has exited, and forgets the process.
     pub(crate) fn has_ended(&mut self) -> anyhow::Result<Option<String>> {
         let Some(process) = &mut self.process else { return Ok(None) };
         let Some(status) = process.child.try_wait()? else { return Ok(None) };
         let pid = process.pid;
         self.process = None;
-        Ok(Some(format!("worker {} (process {pid}) ended by itself: {status}", self.number)))
+        Ok(Some(format!("worker {} (process {pid}) exited by itself: {status}", self.number)))
     }
 
     pub(crate) fn signal(&self, signal: Signal) -> anyhow::Result<()> {
-        // It is an unreaped child, so its id cannot belong to another process.
-        let pid = self.pid().context("a process")?;
-        let pid = Pid::from_raw(pid.try_into()?).context("an id")?;
-        kill_process(pid, signal).context("a signal to a worker")
+        // The child is not reaped yet, so its id cannot belong to another process.
+        let pid = self.pid().context("the worker has no process")?;
+        let pid = Pid::from_raw(pid.try_into()?).context("the process id is 0")?;
+        kill_process(pid, signal).context("cannot signal the worker")
     }
 
-    /// SIGKILL.
+    /// Kills the process with SIGKILL.
     pub(crate) async fn kill(&mut self) -> anyhow::Result<()> {
         if let Some(mut process) = self.process.take() {
             process.child.kill().await?;
@@ -268,29 +277,30 @@ impl Worker {
         Ok(())
     }
 
-    /// Sends SIGTERM and waits. Returns what was wrong with its end, if anything.
+    /// Sends SIGTERM and waits for the process to exit. Returns a message if it exits with an
+    /// error or too late.
     pub(crate) async fn drain(&mut self) -> anyhow::Result<Option<String>> {
         if self.process.is_none() {
             return Ok(None);
         }
         self.signal(Signal::TERM)?;
         let Some(mut process) = self.process.take() else { return Ok(None) };
-        let who = format!("worker {} (process {})", self.number, process.pid);
-        let wrong = match tokio::time::timeout(DRAIN_PATIENCE, process.child.wait()).await {
+        let worker = format!("worker {} (process {})", self.number, process.pid);
+        let violation = match tokio::time::timeout(DRAIN_TIMEOUT, process.child.wait()).await {
             Ok(status) => {
                 let status = status?;
                 (!status.success())
-                    .then(|| format!("{who} was asked to exit, and exited with an error: {status}"))
+                    .then(|| format!("{worker} exited with an error after SIGTERM: {status}"))
             }
             Err(_) => {
                 process.child.kill().await?;
-                Some(format!("{who} was asked to exit, and did not within {DRAIN_PATIENCE:?}"))
+                Some(format!("{worker} did not exit within {DRAIN_TIMEOUT:?} after SIGTERM"))
             }
         };
-        Ok(wrong)
+        Ok(violation)
     }
 
-    /// Repairs its connections.
+    /// Restores the connections through its proxies.
     pub(crate) fn heal(&self) {
         self.amqp.heal();
         self.etcd.iter().for_each(Proxy::heal);

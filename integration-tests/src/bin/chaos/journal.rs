@@ -1,5 +1,5 @@
-//! Records reports of steps over HTTP. A step holds a connection until it ends. However it ends,
-//! the kernel closes the connection when its last process is gone.
+//! HTTP server that records the starts and ends of steps. A step holds a connection open until it
+//! ends. However the step ends, the kernel closes the connection when its last process exits.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -19,14 +19,14 @@ use tokio_util::task::TaskTracker;
 use crate::facts::{Begun, now};
 use crate::history::Records;
 
-/// The maximum time between a step's two requests.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// The maximum size of a request's head, in bytes.
-const HEAD: usize = 4096;
+/// The maximum time that a step's other requests wait for its `hold` request.
+const HOLD_TIMEOUT: Duration = Duration::from_secs(30);
+/// The maximum size of a request's head.
+const MAX_HEAD_BYTES: usize = 4096;
 
 #[derive(Default)]
 struct State {
-    /// The number of the next start or end.
+    /// The number of the latest start or end. Numbers begin at 1.
     next: u64,
     begun: Vec<Begun>,
     /// A second handle of each open connection, by index in `begun`.
@@ -37,37 +37,45 @@ struct State {
 }
 
 impl State {
-    fn number(&mut self) -> u64 {
+    fn next_number(&mut self) -> u64 {
         self.next += 1;
         self.next
     }
 
-    fn end(&mut self, place: usize) {
-        if self.open.remove(&place).is_some() {
-            let number = self.number();
-            self.begun[place].ended = Some(number);
+    fn end(&mut self, index: usize) {
+        if self.open.remove(&index).is_some() {
+            let number = self.next_number();
+            self.begun[index].ended = Some(number);
         }
     }
 
     /// Records the start of a step. First records the end of earlier executions whose connections
     /// the kernel has closed, even if their tasks have not noticed yet.
-    fn begin(&mut self, of: &Hold, stream: std::net::TcpStream) -> usize {
-        let same = |place: &usize| {
-            let begun = &self.begun[*place];
-            begun.run == of.run && begun.step == of.step
+    fn begin(&mut self, caller: &Caller, stream: std::net::TcpStream) -> usize {
+        let is_same_step = |index: &usize| {
+            let begun = &self.begun[*index];
+            begun.run == caller.run && begun.step == caller.step
         };
-        let others: Vec<usize> = self.open.keys().copied().filter(same).collect();
-        for other in others {
-            if is_closed(&self.open[&other]) {
-                self.end(other);
+        let earlier: Vec<usize> = self.open.keys().copied().filter(is_same_step).collect();
+        for execution in earlier {
+            if is_closed(&self.open[&execution]) {
+                self.end(execution);
             }
         }
-        let began = self.number();
-        let (run, step, engine) = (of.run.clone(), of.step, of.engine.clone());
-        self.begun.push(Begun { run, step, engine, at: now(), began, ended: None, found: None });
-        let place = self.begun.len() - 1;
-        self.open.insert(place, stream);
-        place
+        let number = self.next_number();
+        let (run, step, engine) = (caller.run.clone(), caller.step, caller.engine.clone());
+        self.begun.push(Begun {
+            run,
+            step,
+            engine,
+            at: now(),
+            began: number,
+            ended: None,
+            found: None,
+        });
+        let index = self.begun.len() - 1;
+        self.open.insert(index, stream);
+        index
     }
 }
 
@@ -92,7 +100,7 @@ impl Inner {
     }
 }
 
-/// A running journal. Dropping it ends the server.
+/// A running journal. Dropping it stops the server.
 pub(crate) struct Journal {
     at: SocketAddr,
     inner: Arc<Inner>,
@@ -107,15 +115,15 @@ impl Journal {
             Arc::new(Inner { state: Mutex::default(), changed: watch::Sender::new(()), records });
         let serving = Arc::clone(&inner);
         let task = TaskTracker::new().spawn(async move {
-            let mut open = JoinSet::new();
+            let mut connections = JoinSet::new();
             loop {
                 tokio::select! {
                     biased;
-                    Some(_ended) = open.join_next() => {}
+                    Some(_closed) = connections.join_next() => {}
                     accepted = listener.accept() => {
                         let Ok((stream, _)) = accepted else { continue };
                         let inner = Arc::clone(&serving);
-                        open.spawn(async move {
+                        connections.spawn(async move {
                             // Invalid or aborted requests get no response.
                             drop(inner.serve(stream).await);
                         });
@@ -147,7 +155,8 @@ impl Drop for Journal {
     }
 }
 
-struct Hold {
+/// The step execution that sends a request.
+struct Caller {
     run: RunId,
     step: usize,
     token: String,
@@ -156,73 +165,80 @@ struct Hold {
 
 impl Inner {
     async fn serve(self: Arc<Self>, mut stream: TcpStream) -> anyhow::Result<()> {
-        let (what, of) = request(&mut stream).await?;
-        match what.as_str() {
-            "hold" => self.hold(of, stream).await,
+        let (command, caller) = request(&mut stream).await?;
+        match command.as_str() {
+            "hold" => self.hold(caller, stream).await,
             "begin" => {
-                self.is_held(&of.token).await?;
-                answer(&mut stream, "200 OK").await
+                self.wait_until_held(&caller.token).await?;
+                respond(&mut stream, "200 OK").await
             }
             "flaky" => {
-                self.is_held(&of.token).await?;
-                let first = self.lock().failed.insert((of.run, of.step));
+                self.wait_until_held(&caller.token).await?;
+                let first = self.lock().failed.insert((caller.run, caller.step));
                 let status = if first { "503 Service Unavailable" } else { "200 OK" };
-                answer(&mut stream, status).await
+                respond(&mut stream, status).await
             }
-            _ => answer(&mut stream, "404 Not Found").await,
+            _ => respond(&mut stream, "404 Not Found").await,
         }
     }
 
-    async fn hold(&self, of: Hold, mut stream: TcpStream) -> anyhow::Result<()> {
+    async fn hold(&self, caller: Caller, mut stream: TcpStream) -> anyhow::Result<()> {
         let handle = std::net::TcpStream::from(stream.as_fd().try_clone_to_owned()?);
-        let place = {
+        let index = {
             let mut state = self.lock();
-            let place = state.begin(&of, handle);
-            state.tokens.insert(of.token);
-            place
+            let index = state.begin(&caller, handle);
+            state.tokens.insert(caller.token);
+            index
         };
         self.changed.send_replace(());
-        let reading = async {
-            let found = self.records.of(&of.run).await;
-            self.lock().begun[place].found = found;
+        let read_record = async {
+            let record = self.records.of(&caller.run).await;
+            self.lock().begun[index].found = record;
         };
-        let holding = async {
+        let wait_for_end = async {
             drop(stream.write_all(b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n").await);
             let mut rest = [0; 64];
-            // The step sends nothing more, so reading waits for the end.
+            // The step sends nothing more, so the read returns when the connection closes.
             while let Ok(1..) = stream.read(&mut rest).await {}
-            self.lock().end(place);
+            self.lock().end(index);
         };
-        tokio::join!(reading, holding);
+        tokio::join!(read_record, wait_for_end);
         Ok(())
     }
 
-    async fn is_held(&self, token: &str) -> anyhow::Result<()> {
+    async fn wait_until_held(&self, token: &str) -> anyhow::Result<()> {
         let mut changed = self.changed.subscribe();
         let held = changed.wait_for(|()| self.lock().tokens.contains(token));
-        tokio::time::timeout(PATIENCE, held).await??;
+        tokio::time::timeout(HOLD_TIMEOUT, held).await??;
         Ok(())
     }
 }
 
-/// Parses `GET /<what>/<run>/<step>/<token>/<engine>`.
-async fn request(stream: &mut TcpStream) -> anyhow::Result<(String, Hold)> {
+/// Reads a request and parses its path, `GET /<command>/<run>/<step>/<token>/<engine>`.
+async fn request(stream: &mut TcpStream) -> anyhow::Result<(String, Caller)> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
-        anyhow::ensure!(head.len() < HEAD && stream.read_buf(&mut head).await? > 0, "no request");
+        anyhow::ensure!(
+            head.len() < MAX_HEAD_BYTES && stream.read_buf(&mut head).await? > 0,
+            "incomplete or too long request head"
+        );
     }
     let head = String::from_utf8(head)?;
-    let path = head.split(' ').nth(1).context("a path")?;
-    let words: Vec<&str> = path.split('/').collect();
-    let ["", what, run, step, token, engine] = words[..] else {
-        anyhow::bail!("another path: {path}")
+    let path = head.split(' ').nth(1).context("no path in the request")?;
+    let segments: Vec<&str> = path.split('/').collect();
+    let ["", command, run, step, token, engine] = segments[..] else {
+        anyhow::bail!("unexpected path: {path}")
     };
-    let hold =
-        Hold { run: run.parse()?, step: step.parse()?, token: token.into(), engine: engine.into() };
-    Ok((what.to_owned(), hold))
+    let caller = Caller {
+        run: run.parse()?,
+        step: step.parse()?,
+        token: token.into(),
+        engine: engine.into(),
+    };
+    Ok((command.to_owned(), caller))
 }
 
-async fn answer(stream: &mut TcpStream, status: &str) -> anyhow::Result<()> {
+async fn respond(stream: &mut TcpStream, status: &str) -> anyhow::Result<()> {
     let head = format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
     stream.write_all(head.as_bytes()).await?;
     Ok(stream.shutdown().await?)

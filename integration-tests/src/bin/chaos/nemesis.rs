@@ -19,18 +19,18 @@ use crate::history::Records;
 use crate::say;
 
 /// Faults of a worker or its connections.
-const OF_WORKERS: &[&str] = &["kill", "pause", "drain", "cut", "refuse", "silence", "slow"];
+const WORKER_FAULTS: &[&str] = &["kill", "pause", "drain", "cut", "refuse", "silence", "slow"];
 /// Faults of a service.
-const OF_SERVICES: &[&str] = &["broker", "member", "leader", "podman"];
-/// The pause between two replacements of drained workers.
-const ROLL_EVERY: Duration = Duration::from_secs(20);
+const SERVICE_FAULTS: &[&str] = &["broker", "member", "leader", "podman"];
+/// The interval at which [`Nemesis::roll`] drains and replaces a worker.
+const ROLL_INTERVAL: Duration = Duration::from_secs(20);
 
-/// Every kind that `--nemeses` accepts.
+/// Every kind of fault that `--nemeses` accepts.
 pub(crate) fn kinds() -> impl Iterator<Item = &'static str> {
-    OF_WORKERS.iter().chain(OF_SERVICES).copied()
+    WORKER_FAULTS.iter().chain(SERVICE_FAULTS).copied()
 }
 
-/// The injected faults, and problems with them.
+/// The injected faults and the mishaps, which are errors of the workers.
 #[derive(Debug, Default)]
 pub(crate) struct Log {
     pub(crate) injected: Mutex<Vec<Injected>>,
@@ -38,13 +38,13 @@ pub(crate) struct Log {
 }
 
 impl Log {
-    fn injected(&self, fault: Injected) {
+    fn record(&self, fault: Injected) {
         self.injected.lock().push(fault);
     }
 
-    pub(crate) fn mishap(&self, what: String) {
-        say(&format!("!! {what}"));
-        self.mishaps.lock().push(what);
+    pub(crate) fn mishap(&self, description: String) {
+        say(&format!("!! {description}"));
+        self.mishaps.lock().push(description);
     }
 
     pub(crate) fn take(&self) -> (Vec<Injected>, Vec<String>) {
@@ -65,64 +65,65 @@ pub(crate) struct Nemesis {
 }
 
 impl Nemesis {
-    /// Injects faults of these kinds until it is stopped, then repairs everything.
+    /// Injects faults of these kinds until `stop` is cancelled, then repairs everything.
     pub(crate) async fn run(self, kinds: Vec<&'static str>, seed: u64) -> anyhow::Result<()> {
-        let pick = |of: &[&'static str]| {
-            of.iter().filter(|kind| kinds.contains(kind)).copied().collect::<Vec<_>>()
+        let pick = |faults: &[&'static str]| {
+            faults.iter().filter(|kind| kinds.contains(kind)).copied().collect::<Vec<_>>()
         };
-        let (workers, services) = (pick(OF_WORKERS), pick(OF_SERVICES));
+        let (workers, services) = (pick(WORKER_FAULTS), pick(SERVICE_FAULTS));
         let (one, two, three) = tokio::join!(
-            self.vex_workers(workers, StdRng::seed_from_u64(seed ^ 1)),
-            self.vex_services(services, StdRng::seed_from_u64(seed ^ 2)),
-            self.watch_over(),
+            self.inject_worker_faults(workers, StdRng::seed_from_u64(seed ^ 1)),
+            self.inject_service_faults(services, StdRng::seed_from_u64(seed ^ 2)),
+            self.restart_ended_workers(),
         );
         one.and(two).and(three)
     }
 
-    /// Drains and replaces one worker after the other until it is stopped.
+    /// Drains and replaces one worker after the other until `stop` is cancelled.
     pub(crate) async fn roll(self) -> anyhow::Result<()> {
         let rolling = async {
             let mut next = Instant::now();
-            for place in (0..WORKERS).cycle() {
-                next += ROLL_EVERY;
+            for index in (0..WORKERS).cycle() {
+                next += ROLL_INTERVAL;
                 tokio::select! {
                     biased;
                     () = self.stop.cancelled() => break,
                     () = tokio::time::sleep_until(next) => {}
                 }
-                let mut worker = self.cluster.worker(place).await;
-                self.on_worker("drain", &mut worker, Duration::ZERO).await?;
+                let mut worker = self.cluster.worker(index).await;
+                self.inject_worker_fault("drain", &mut worker, Duration::ZERO).await?;
             }
             anyhow::Ok(())
         };
-        let (one, two) = tokio::join!(rolling, self.watch_over());
+        let (one, two) = tokio::join!(rolling, self.restart_ended_workers());
         one.and(two)
     }
 
-    async fn pauses(&self, random: &mut StdRng, from: u64, to: u64) -> bool {
-        let gap = Duration::from_millis(random.random_range(from..to));
+    /// Sleeps for a random time. Returns false if `stop` is cancelled first.
+    async fn sleep_randomly(&self, random: &mut StdRng, min_millis: u64, max_millis: u64) -> bool {
+        let duration = Duration::from_millis(random.random_range(min_millis..max_millis));
         tokio::select! {
             biased;
             () = self.stop.cancelled() => false,
-            () = sleep(gap) => true,
+            () = sleep(duration) => true,
         }
     }
 
-    async fn vex_workers(
+    async fn inject_worker_faults(
         &self,
         kinds: Vec<&'static str>,
         mut random: StdRng,
     ) -> anyhow::Result<()> {
         let mut faults = JoinSet::new();
-        while !kinds.is_empty() && self.pauses(&mut random, 1000, 5000).await {
+        while !kinds.is_empty() && self.sleep_randomly(&mut random, 1000, 5000).await {
             let kind = kinds.choose(&mut random).copied().unwrap_or("kill");
-            let place = random.random_range(0..WORKERS);
+            let index = random.random_range(0..WORKERS);
             let length = LEASE_TTL.mul_f64(random.random_range(0.3..3.0));
-            let this = self.clone();
+            let nemesis = self.clone();
             faults.spawn(async move {
                 // Skip a worker that already has a fault.
-                if let Some(mut worker) = this.cluster.free_worker(place) {
-                    this.on_worker(kind, &mut worker, length).await?;
+                if let Some(mut worker) = nemesis.cluster.free_worker(index) {
+                    nemesis.inject_worker_fault(kind, &mut worker, length).await?;
                 }
                 anyhow::Ok(())
             });
@@ -133,21 +134,21 @@ impl Nemesis {
         Ok(())
     }
 
-    async fn on_worker(
+    async fn inject_worker_fault(
         &self,
         kind: &'static str,
         worker: &mut Worker,
         length: Duration,
     ) -> anyhow::Result<()> {
-        let (from, pid) = (now(), worker.pid());
+        let (start, pid) = (now(), worker.pid());
         match kind {
             "kill" => {
                 worker.kill().await?;
                 self.cluster.launch(worker)?;
             }
             "drain" => {
-                if let Some(wrong) = worker.drain().await? {
-                    self.log.mishap(wrong);
+                if let Some(problem) = worker.drain().await? {
+                    self.log.mishap(problem);
                 }
                 self.cluster.launch(worker)?;
             }
@@ -157,23 +158,23 @@ impl Nemesis {
                 worker.signal(Signal::CONT)?;
             }
             _ => {
-                self.on_connections(kind, worker, length).await;
+                self.disturb_connections(kind, worker, length).await;
             }
         }
-        self.tell(kind, Some(worker.number), pid, from);
+        self.record_fault(kind, Some(worker.number), pid, start);
         Ok(())
     }
 
-    /// The length also selects the affected connections: a third each.
-    async fn on_connections(&self, kind: &str, worker: &Worker, length: Duration) {
-        let both = [&worker.amqp].into_iter().chain(&worker.etcd);
+    /// Disturbs a worker's connections to AMQP, to etcd or to both. `length` also selects which.
+    async fn disturb_connections(&self, kind: &str, worker: &Worker, length: Duration) {
+        let all = [&worker.amqp].into_iter().chain(&worker.etcd);
         let part = length.as_millis() % 3;
-        let met: Vec<_> = match part {
-            0 => both.take(1).collect(),
-            1 => both.skip(1).collect(),
-            _ => both.collect(),
+        let proxies: Vec<_> = match part {
+            0 => all.take(1).collect(),
+            1 => all.skip(1).collect(),
+            _ => all.collect(),
         };
-        for proxy in &met {
+        for proxy in &proxies {
             match kind {
                 "cut" => proxy.cut(),
                 "refuse" => proxy.refuse(),
@@ -185,29 +186,29 @@ impl Nemesis {
             sleep(length).await;
         }
         worker.heal();
-        // After a long silence, one side can consider the connection dead and the other not. Close
-        // it.
+        // After a long silence, possibly only one side considers the connection dead. Close it for
+        // both.
         if kind == "silence" && length > LEASE_TTL {
-            met.iter().for_each(|proxy| proxy.cut());
+            proxies.iter().for_each(|proxy| proxy.cut());
         }
     }
 
-    async fn vex_services(
+    async fn inject_service_faults(
         &self,
         kinds: Vec<&'static str>,
         mut random: StdRng,
     ) -> anyhow::Result<()> {
-        while !kinds.is_empty() && self.pauses(&mut random, 4000, 10_000).await {
+        while !kinds.is_empty() && self.sleep_randomly(&mut random, 4000, 10_000).await {
             let kind = kinds.choose(&mut random).copied().unwrap_or("member");
-            // A stopped podman service waits for attached clients and rejects all others, so kill
-            // it.
+            // On stop, the podman service waits for attached clients and rejects all others. So
+            // always kill it.
             let is_kill = kind == "podman" || random.random_bool(0.5);
             let verb = if is_kill { "kill" } else { "stop" };
             let member = random.random_range(1..=MEMBERS);
             // A worker waits 5 s for its engine before it fails a step.
-            let most = if kind == "podman" { 2000 } else { 5000 };
-            let away = Duration::from_millis(random.random_range(0..most));
-            let from = now();
+            let max_millis = if kind == "podman" { 2000 } else { 5000 };
+            let outage = Duration::from_millis(random.random_range(0..max_millis));
+            let start = now();
             let engines = self.cluster.engines();
             let (down, up) = match kind {
                 "broker" => ("rabbitmq".to_owned(), "rabbitmq"),
@@ -222,40 +223,40 @@ impl Nemesis {
                 _ => (format!("etcd-{member}"), "etcd"),
             };
             self.cluster.control(verb, &down).await;
-            sleep(away).await;
+            sleep(outage).await;
             self.cluster.control("start", up).await;
-            self.tell(kind, None, None, from);
+            self.record_fault(kind, None, None, start);
         }
         Ok(())
     }
 
     /// Restarts workers that end by themselves, and records that as a mishap.
-    async fn watch_over(&self) -> anyhow::Result<()> {
+    async fn restart_ended_workers(&self) -> anyhow::Result<()> {
         loop {
             tokio::select! {
                 biased;
                 () = self.stop.cancelled() => return Ok(()),
                 () = sleep(Duration::from_millis(300)) => {}
             }
-            for place in 0..WORKERS {
-                let Some(mut worker) = self.cluster.free_worker(place) else { continue };
-                let Some(ended) = worker.has_ended()? else { continue };
-                self.log.mishap(ended);
+            for index in 0..WORKERS {
+                let Some(mut worker) = self.cluster.free_worker(index) else { continue };
+                let Some(exit) = worker.has_ended()? else { continue };
+                self.log.mishap(exit);
                 self.cluster.launch(&mut worker)?;
             }
         }
     }
 
-    fn tell(
+    fn record_fault(
         &self,
         kind: &'static str,
         worker: Option<usize>,
         pid: Option<u32>,
-        from: protocol::time::Millis,
+        start: protocol::time::Millis,
     ) {
-        let to = now();
-        let who = worker.map(|number| format!(" worker {number}")).unwrap_or_default();
-        say(&format!("{kind}{who}: {:.1} s", seconds(from, to)));
-        self.log.injected(Injected { kind, pid, from, to });
+        let end = now();
+        let target = worker.map(|number| format!(" worker {number}")).unwrap_or_default();
+        say(&format!("{kind}{target}: {:.1} s", seconds(start, end)));
+        self.log.record(Injected { kind, pid, from: start, to: end });
     }
 }

@@ -1,4 +1,4 @@
-//! The report of a history, as a table.
+//! Formats the report of a history as a table.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -11,41 +11,42 @@ use protocol::time::Millis;
 use crate::check::{self, Owner, RunHistory};
 use crate::facts::{HistoryFacts, Outcome, seconds};
 
-/// The maximum number of items shown of a list.
-const MOST: usize = 60;
+/// The maximum number of violations that the report lists.
+const MAX_VIOLATIONS: usize = 60;
 
-/// Adds a line.
-fn row(table: &mut String, what: &str, value: &str) {
+/// Adds a line with a label and a value.
+fn add_row(table: &mut String, label: &str, value: &str) {
     // Writing to a `String` cannot fail.
-    writeln!(table, "{what:44}{value}").unwrap_or_default();
+    writeln!(table, "{label:44}{value}").unwrap_or_default();
 }
 
-/// The whole report.
-pub(crate) fn table(facts: &HistoryFacts, seed: u64, wrong: &[String]) -> String {
+/// The complete report.
+pub(crate) fn table(facts: &HistoryFacts, seed: u64, violations: &[String]) -> String {
     let mut table = String::new();
-    row(&mut table, "seed", &seed.to_string());
-    faults(facts, &mut table);
+    add_row(&mut table, "seed", &seed.to_string());
+    add_faults(facts, &mut table);
     let stories = check::stories(facts);
-    endings(&stories, &mut table);
-    takeovers(facts, &stories, &mut table);
-    let begun = facts.begun.len();
+    add_endings(&stories, &mut table);
+    add_takeovers(facts, &stories, &mut table);
+    let starts = facts.begun.len();
     let steps: BTreeSet<(&str, usize)> =
-        facts.begun.iter().map(|begun| (begun.run.as_str(), begun.step)).collect();
-    row(&mut table, "steps begun", &begun.to_string());
-    row(&mut table, "of these again (retries among them)", &(begun - steps.len()).to_string());
-    row(&mut table, "events on the stream", &facts.told.len().to_string());
-    row(&mut table, "changes of etcd", &facts.changes.len().to_string());
-    row(&mut table, "violations", &wrong.len().to_string());
-    for violation in wrong.iter().take(MOST) {
+        facts.begun.iter().map(|execution| (execution.run.as_str(), execution.step)).collect();
+    add_row(&mut table, "steps begun", &starts.to_string());
+    add_row(&mut table, "of these again (retries among them)", &(starts - steps.len()).to_string());
+    add_row(&mut table, "events on the stream", &facts.told.len().to_string());
+    add_row(&mut table, "changes of etcd", &facts.changes.len().to_string());
+    add_row(&mut table, "violations", &violations.len().to_string());
+    for violation in violations.iter().take(MAX_VIOLATIONS) {
         writeln!(table, "  {violation}").unwrap_or_default();
     }
-    if wrong.len() > MOST {
-        writeln!(table, "  and {} more", wrong.len() - MOST).unwrap_or_default();
+    if violations.len() > MAX_VIOLATIONS {
+        writeln!(table, "  and {} more", violations.len() - MAX_VIOLATIONS).unwrap_or_default();
     }
     table
 }
 
-fn counted<'a>(words: impl Iterator<Item = &'a str>) -> String {
+/// Formats the number of times that each word occurs, or `none` if there are no words.
+fn format_counts<'a>(words: impl Iterator<Item = &'a str>) -> String {
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     for word in words {
         *counts.entry(word).or_default() += 1;
@@ -55,12 +56,12 @@ fn counted<'a>(words: impl Iterator<Item = &'a str>) -> String {
     if counts.is_empty() { "none".to_owned() } else { counts.join(", ") }
 }
 
-fn faults(facts: &HistoryFacts, table: &mut String) {
+fn add_faults(facts: &HistoryFacts, table: &mut String) {
     let kinds = facts.injected.iter().map(|fault| fault.kind);
-    row(table, &format!("faults injected: {}", facts.injected.len()), &counted(kinds));
+    add_row(table, &format!("faults injected: {}", facts.injected.len()), &format_counts(kinds));
 }
 
-fn endings(stories: &[RunHistory<'_>], table: &mut String) {
+fn add_endings(stories: &[RunHistory<'_>], table: &mut String) {
     let endings: Vec<String> = stories
         .iter()
         .map(|story| match story.end() {
@@ -71,57 +72,62 @@ fn endings(stories: &[RunHistory<'_>], table: &mut String) {
             },
         })
         .collect();
-    let all = counted(endings.iter().map(String::as_str));
-    row(table, &format!("runs: {}", stories.len()), &all);
-    let fails = stories.iter().filter(|story| story.plan.outcome == Outcome::Failed).count();
-    let stopped = stories.iter().filter(|story| story.plan.is_stopped).count();
-    row(table, "of these meant to fail, and to be stopped", &format!("{fails}, {stopped}"));
+    let counts = format_counts(endings.iter().map(String::as_str));
+    add_row(table, &format!("runs: {}", stories.len()), &counts);
+    let planned_failures =
+        stories.iter().filter(|story| story.plan.outcome == Outcome::Failed).count();
+    let planned_stops = stories.iter().filter(|story| story.plan.is_stopped).count();
+    add_row(
+        table,
+        "of these meant to fail, and to be stopped",
+        &format!("{planned_failures}, {planned_stops}"),
+    );
 }
 
-/// How runs changed owners, and how long that took.
-fn takeovers(facts: &HistoryFacts, stories: &[RunHistory<'_>], table: &mut String) {
+/// Adds the number of owner changes, and the time from an owner's fault to the next owner.
+fn add_takeovers(facts: &HistoryFacts, stories: &[RunHistory<'_>], table: &mut String) {
     let pids = pids(facts);
-    let (mut lost, mut handed) = (Vec::new(), 0);
-    let mut total = 0;
+    let (mut takeover_seconds, mut hand_overs) = (Vec::new(), 0);
+    let mut owner_changes = 0;
     for story in stories {
-        total += story.owners.len().saturating_sub(1);
+        owner_changes += story.owners.len().saturating_sub(1);
         for pair in story.owners.windows(2) {
-            let [before, after] = pair else { continue };
-            let Some((cause, at)) = resumed(story, after) else { continue };
+            let [previous, next] = pair else { continue };
+            let Some((cause, resumed_at)) = resume_cause(story, next) else { continue };
             if cause == "handed-over" {
-                handed += 1;
-            } else if let Some(since) = hit(facts, &pids, before, at) {
-                lost.push(seconds(since, at));
+                hand_overs += 1;
+            } else if let Some(fault_at) = last_fault(facts, &pids, previous, resumed_at) {
+                takeover_seconds.push(seconds(fault_at, resumed_at));
             }
         }
     }
-    row(table, "changes of owner", &total.to_string());
-    row(table, "of these reported as handed over", &handed.to_string());
-    lost.sort_by(f64::total_cmp);
-    let of = |place: usize| lost.get(place).copied().unwrap_or(0.0);
-    row(
+    add_row(table, "changes of owner", &owner_changes.to_string());
+    add_row(table, "of these reported as handed over", &hand_overs.to_string());
+    takeover_seconds.sort_by(f64::total_cmp);
+    let value_at = |index: usize| takeover_seconds.get(index).copied().unwrap_or(0.0);
+    add_row(
         table,
         "from a fault of the owner to the next one",
         &format!(
             "{} times, median {:.1} s, longest {:.1} s",
-            lost.len(),
-            of(lost.len() / 2),
-            of(lost.len().saturating_sub(1))
+            takeover_seconds.len(),
+            value_at(takeover_seconds.len() / 2),
+            value_at(takeover_seconds.len().saturating_sub(1))
         ),
     );
 }
 
-/// An owner's reason for resuming the run, and its time.
-fn resumed<'a>(story: &RunHistory<'a>, owner: &Owner) -> Option<(&'a str, Millis)> {
-    let mut told = story.told.iter();
-    told.find_map(|told| {
-        let is_of_owner = told.epoch.map(|epoch| epoch.0) == Some(owner.epoch);
-        let Reason::PipelineRunResumed { cause, .. } = &told.reason else { return None };
-        is_of_owner.then_some((cause.as_str(), told.at))
+/// The cause in an owner's resume event, and the time of that event.
+fn resume_cause<'a>(story: &RunHistory<'a>, owner: &Owner) -> Option<(&'a str, Millis)> {
+    let mut events = story.told.iter();
+    events.find_map(|event| {
+        let is_from_owner = event.epoch.map(|epoch| epoch.0) == Some(owner.epoch);
+        let Reason::PipelineRunResumed { cause, .. } = &event.reason else { return None };
+        is_from_owner.then_some((cause.as_str(), event.at))
     })
 }
 
-/// The process ids of the nodes.
+/// The process id of each node.
 fn pids(facts: &HistoryFacts) -> BTreeMap<String, u32> {
     let nodes = facts.changes.iter().filter(|change| change.key.starts_with(names::NODES));
     nodes
@@ -132,14 +138,14 @@ fn pids(facts: &HistoryFacts) -> BTreeMap<String, u32> {
         .collect()
 }
 
-/// The time of the last fault of an owner before a time.
-fn hit(
+/// The time of the last fault that hit an owner's process, up to `limit`.
+fn last_fault(
     facts: &HistoryFacts,
     pids: &BTreeMap<String, u32>,
     owner: &Owner,
-    before: Millis,
+    limit: Millis,
 ) -> Option<Millis> {
     let pid = pids.get(owner.node.as_ref()?.as_str())?;
     let faults = facts.injected.iter().filter(|fault| fault.pid == Some(*pid));
-    faults.map(|fault| fault.from).filter(|from| *from <= before).max()
+    faults.map(|fault| fault.from).filter(|start| *start <= limit).max()
 }

@@ -13,7 +13,7 @@ use crate::diagnostic::Diagnostic;
 
 pub(super) fn read(text: &str) -> Result<Tree, Diagnostic> {
     if let Err(cause) = serde_json::from_str::<serde_json::Value>(text) {
-        return Err(invalid(text, &cause));
+        return Err(syntax_error(text, &cause));
     }
     let strict = ParseOptions {
         allow_comments: false,
@@ -35,24 +35,24 @@ pub(super) fn read(text: &str) -> Result<Tree, Diagnostic> {
         return Err(Position::new(1, 1).fault("there is nothing in it", None));
     };
     let mut reader =
-        Reader { lines: Lines::of(text), budget: Budget::default(), faults: Vec::new() };
+        Reader { lines: Lines::new(text), budget: Budget::default(), faults: Vec::new() };
     Ok(Tree { root: reader.node(root, 1)?, faults: reader.faults, yaml_1_1: Vec::new() })
 }
 
-fn invalid(text: &str, cause: &serde_json::Error) -> Diagnostic {
+fn syntax_error(text: &str, cause: &serde_json::Error) -> Diagnostic {
     let mut message = cause.to_string();
-    // The position is reported separately.
-    if let Some(place) = message.rfind(" at line ") {
-        message.truncate(place);
+    // `serde_json` appends the position, which a diagnostic has in fields of its own.
+    if let Some(end) = message.rfind(" at line ") {
+        message.truncate(end);
     }
-    // The column counts bytes, and is 0 right after a newline.
+    // `serde_json` counts the column in bytes, and reports 0 directly after a newline.
     let line = text.split('\n').nth(cause.line().saturating_sub(1)).unwrap_or_default();
-    let before = &line.as_bytes()[..cause.column().saturating_sub(1).min(line.len())];
-    let at = Position::new(cause.line(), String::from_utf8_lossy(before).chars().count() + 1);
+    let prefix = &line.as_bytes()[..cause.column().saturating_sub(1).min(line.len())];
+    let position = Position::new(cause.line(), String::from_utf8_lossy(prefix).chars().count() + 1);
     if message.contains("recursion limit") {
-        return too_deep(at);
+        return too_deep(position);
     }
-    at.fault(format!("no valid JSON: {message}"), None)
+    position.fault(format!("no valid JSON: {message}"), None)
 }
 
 struct Reader<'a> {
@@ -62,9 +62,10 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// `depth` includes this node and bounds the recursion.
+    /// Converts a value. `depth` counts this node and limits the recursion.
     fn node(&mut self, value: ast::Value<'_>, depth: usize) -> Result<Node, Diagnostic> {
         let at = self.lines.position(value.start());
+        // The text needs no budget: a document is smaller than the limit for text.
         self.budget.spend(1, 0, at)?;
         let value = match value {
             ast::Value::NullKeyword(_) => Value::Null,
@@ -85,12 +86,12 @@ impl Reader<'_> {
 
     fn entries(&mut self, map: ast::Object<'_>, depth: usize) -> Result<Vec<Entry>, Diagnostic> {
         let mut entries = Vec::with_capacity(map.properties.len());
-        let mut seen = HashMap::new();
+        let mut positions = HashMap::new();
         for property in map.properties {
             let at = self.lines.position(property.name.start());
             let key = property.name.as_str().to_owned();
             let value = self.node(property.value, depth + 1)?;
-            match seen.entry(key.clone()) {
+            match positions.entry(key.clone()) {
                 Slot::Occupied(first) => self.faults.push(duplicate(&key, *first.get(), at)),
                 Slot::Vacant(slot) => {
                     slot.insert(at);
@@ -102,23 +103,25 @@ impl Reader<'_> {
     }
 }
 
-/// Converts byte offsets to lines and columns. Nodes are visited front to back, so each byte is
+/// Converts byte offsets to lines and columns. The offsets must not decrease, so each byte is
 /// scanned once.
 struct Lines<'a> {
+    /// The text after the last offset.
     rest: &'a str,
+    /// The last offset.
     byte: usize,
     line: usize,
     column: usize,
 }
 
 impl<'a> Lines<'a> {
-    fn of(text: &'a str) -> Self {
+    fn new(text: &'a str) -> Self {
         Self { rest: text, byte: 0, line: 1, column: 1 }
     }
 
     fn position(&mut self, byte: usize) -> Position {
-        let (passed, rest) = self.rest.split_at(byte.saturating_sub(self.byte));
-        for c in passed.chars() {
+        let (scanned, rest) = self.rest.split_at(byte.saturating_sub(self.byte));
+        for c in scanned.chars() {
             if c == '\n' {
                 self.line += 1;
                 self.column = 1;
@@ -127,19 +130,19 @@ impl<'a> Lines<'a> {
             }
         }
         self.rest = rest;
-        self.byte += passed.len();
+        self.byte += scanned.len();
         Position::new(self.line, self.column)
     }
 }
 
 impl Node {
-    /// Converts parsed JSON. The tree has no positions.
+    /// Converts a parsed JSON value. The nodes have no positions.
     pub(crate) fn from_json(value: &serde_json::Value) -> Result<Self, Diagnostic> {
         convert(value, 1, &mut Budget::default())
     }
 }
 
-/// Converts an already parsed value.
+/// `depth` counts this node and limits the recursion.
 fn convert(
     value: &serde_json::Value,
     depth: usize,

@@ -1,4 +1,4 @@
-//! The base images that bob-runner pulled: listing and removing them. Nothing is removed by force.
+//! Lists and removes the base images that bob-runner pulled. No removal is forced.
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -10,14 +10,15 @@ use super::call::Fault;
 use crate::ports::{BaseImage, ExecError};
 
 impl Podman {
-    /// The images that bob-runner pulled, least recently used first.
+    /// Lists the images that bob-runner pulled, least recently used first. Marks new images, and
+    /// those that a reference in `used` resolves to, as used at `now`.
     pub(super) async fn pulled_images(
         &self,
         used: &BTreeSet<String>,
         now: Millis,
     ) -> Result<Vec<BaseImage>, ExecError> {
-        let listed = list(&self.http).await;
-        let images = listed.map_err(|fault| fault.at("listing images", &self.http))?;
+        let images = list(&self.http).await;
+        let images = images.map_err(|fault| fault.at("listing images", &self.http))?;
         let parents: HashSet<&str> = images.iter().map(|image| image.parent_id.as_str()).collect();
         let hour = now.0 / HOUR_MILLIS;
         let mut bases = Vec::new();
@@ -26,7 +27,7 @@ impl Podman {
             let is_new = image.marks().iter().any(|mark| mark.hour().is_none());
             if is_new || used.iter().any(|reference| base.answers_to(reference)) {
                 base.used = Millis(hour.saturating_mul(HOUR_MILLIS));
-                if let Err(fault) = self.note(image, hour).await {
+                if let Err(fault) = self.mark_used(image, hour).await {
                     tracing::debug!(image = image.id, %fault, "when an image was used is not noted");
                 }
             }
@@ -38,40 +39,44 @@ impl Podman {
 
     /// Marks an image as used at `hour`. Adds the new mark first, because bob-runner would forget
     /// an image without marks.
-    async fn note(&self, image: &Listed, hour: i64) -> Result<(), Fault> {
-        for (repository, stale) in image.moved(hour) {
+    async fn mark_used(&self, image: &Listed, hour: i64) -> Result<(), Fault> {
+        for (repository, stale_tags) in image.moved(hour) {
             tag(&self.http, &image.id, &repository, &hour.to_string()).await?;
-            for when in stale {
-                untag(&self.http, &image.id, &repository, &when).await?;
+            for stale_tag in stale_tags {
+                untag(&self.http, &image.id, &repository, &stale_tag).await?;
             }
         }
         Ok(())
     }
 
     /// Removes an image's names one by one, marks first. The engine keeps the last name of an image
-    /// that a container uses, so the name that pipelines use must go last.
+    /// that a container uses, so the name that pipelines use is removed last.
+    ///
+    /// Returns false if the image is in use, or if its names differ from those in `base`.
     pub(super) async fn remove_pulled(&self, base: &BaseImage) -> Result<bool, ExecError> {
-        let removed = async {
+        let removal = async {
             let images = list(&self.http).await?;
             let parents: HashSet<&str> =
                 images.iter().map(|image| image.parent_id.as_str()).collect();
             let Some(image) = images.iter().find(|image| image.id == base.id) else {
                 return Ok(true);
             };
-            let now = image.as_base(&parents);
-            let Some(now) = now.filter(|now| !now.in_use && now.names == base.names) else {
+            let current = image.as_base(&parents);
+            let is_unchanged = |current: &BaseImage| !current.in_use && current.names == base.names;
+            let Some(current) = current.filter(is_unchanged) else {
                 return Ok(false);
             };
-            let ours = image.marks();
-            let ours = ours.iter().map(|mark| format!("{}:{}", mark.repository, mark.when));
-            let all: Vec<String> = ours.chain(now.names).collect();
-            for (at, name) in all.iter().enumerate() {
+            let marks = image.marks();
+            let marks = marks.iter().map(|mark| format!("{}:{}", mark.repository, mark.when));
+            let names: Vec<String> = marks.chain(current.names).collect();
+            for (index, name) in names.iter().enumerate() {
                 if !remove_name(&self.http, name).await? {
-                    // A container started using it. Restore the names; one by digest returns with
-                    // the next pull.
-                    for taken in all.iter().take(at).filter(|name| !name.contains('@')) {
-                        if let Some((repository, when)) = taken.rsplit_once(':') {
-                            tag(&self.http, &base.id, repository, when).await?;
+                    // A container has started to use the image: restore the names removed so far.
+                    // A name by digest cannot be restored. It returns with the next pull.
+                    for removed_name in names.iter().take(index).filter(|name| !name.contains('@'))
+                    {
+                        if let Some((repository, old_tag)) = removed_name.rsplit_once(':') {
+                            tag(&self.http, &base.id, repository, old_tag).await?;
                         }
                     }
                     return Ok(false);
@@ -79,6 +84,6 @@ impl Podman {
             }
             Ok(true)
         };
-        removed.await.map_err(|fault: Fault| fault.at("removing a base image", &self.http))
+        removal.await.map_err(|fault: Fault| fault.at("removing a base image", &self.http))
     }
 }

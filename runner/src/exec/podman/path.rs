@@ -1,28 +1,30 @@
-//! Paths and queries of the engine's API.
+//! Percent-encodes the variable parts of paths and queries for the engine's API.
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-const IN_QUERY: &AsciiSet =
+/// The characters to encode in the value of a query parameter.
+const QUERY_ENCODE_SET: &AsciiSet =
     &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~').remove(b'/').remove(b':');
-const IN_NAME: &AsciiSet = &IN_QUERY.remove(b'@');
+/// The characters to encode in a name in a path.
+const NAME_ENCODE_SET: &AsciiSet = &QUERY_ENCODE_SET.remove(b'@');
 
-/// Encodes pairs as a query, without the question mark.
+/// Builds a query string without the question mark. Only the values are encoded.
 pub(super) fn query(pairs: &[(&str, &str)]) -> String {
     let pairs: Vec<String> = pairs
         .iter()
-        .map(|(name, value)| format!("{name}={}", utf8_percent_encode(value, IN_QUERY)))
+        .map(|(name, value)| format!("{name}={}", utf8_percent_encode(value, QUERY_ENCODE_SET)))
         .collect();
     pairs.join("&")
 }
 
-/// Encodes an image's name or id as a part of a path. The slashes of a name stay.
+/// Encodes the name or ID of an image or volume for use in a path. Slashes are kept.
 pub(super) fn name(text: &str) -> impl std::fmt::Display + '_ {
-    utf8_percent_encode(text, IN_NAME)
+    utf8_percent_encode(text, NAME_ENCODE_SET)
 }
 
-/// A filter for a list or prune call.
-pub(super) fn filter(by: &str, value: &str) -> String {
-    query(&[("filters", &serde_json::json!({by: [value]}).to_string())])
+/// Builds the `filters` query of a list or prune call.
+pub(super) fn filter(key: &str, value: &str) -> String {
+    query(&[("filters", &serde_json::json!({key: [value]}).to_string())])
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The callbacks that this worker has written to the outbox.
+//! Passes the outbox entries that this worker writes to the loop that posts them.
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -8,7 +8,7 @@ use crate::rules::callback::Notification;
 use crate::rules::destination;
 use crate::rules::outbox::Waiting;
 
-/// Entries written by this worker, on their way to the loop that posts them.
+/// Outbox entries that this worker has written and the posting loop has not yet taken.
 #[derive(Debug, Default)]
 pub(in crate::worker) struct Inbox {
     entries: Mutex<Vec<Waiting>>,
@@ -16,10 +16,10 @@ pub(in crate::worker) struct Inbox {
 }
 
 impl Inbox {
-    /// Adds entries that are in the store.
-    pub(in crate::worker) fn push(&self, written: impl Iterator<Item = (String, Notification)>) {
-        let waiting = written.map(|(key, news)| waiting(key, &news));
-        self.entries.lock().extend(waiting);
+    /// Adds entries that are already in the store.
+    pub(in crate::worker) fn push(&self, entries: impl Iterator<Item = (String, Notification)>) {
+        let entries = entries.map(|(key, notification)| waiting(key, &notification));
+        self.entries.lock().extend(entries);
         self.pushed.notify_one();
     }
 
@@ -28,15 +28,15 @@ impl Inbox {
         std::mem::take(&mut *self.entries.lock())
     }
 
-    /// Completes when entries were added.
+    /// Completes when entries have been added.
     pub(super) fn pushed(&self) -> Notified<'_> {
         self.pushed.notified()
     }
 }
 
-/// Returns the entry of the outbox for a notification under a key.
-pub(super) fn waiting(key: String, news: &Notification) -> Waiting {
-    let receiver = destination::of_url(&news.url);
+/// Returns the outbox entry for the notification stored under `key`.
+pub(super) fn waiting(key: String, notification: &Notification) -> Waiting {
+    let receiver = destination::of_url(&notification.url);
     let receiver = receiver.map_or_else(|| key.clone(), |(host, port)| format!("{host}:{port}"));
-    Waiting { key, receiver, due: news.due }
+    Waiting { key, receiver, due: notification.due }
 }

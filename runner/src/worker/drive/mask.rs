@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::ports::{Search, SecretMatcher};
 use crate::rules::mask::{Mask, SecretSearch};
 
-/// The mask of one run, shared by all its tasks. It grows when a step is given secrets.
+/// The mask of one run, shared by all its tasks. It grows when a step receives secrets.
 #[derive(Debug, Clone, Default)]
 pub(super) struct RunMask(Arc<RwLock<Option<Arc<Mask>>>>);
 
@@ -22,12 +22,12 @@ impl RunMask {
         *self.0.write() = Some(Arc::new(mask));
     }
 
-    /// Masks a text.
+    /// Masks the secrets in a text.
     pub(super) fn text(&self, text: &str) -> String {
         self.current().map_or_else(|| text.to_owned(), |mask| mask.text(text))
     }
 
-    /// Masks all texts of a value.
+    /// Masks the secrets in every string of a value.
     pub(super) fn value(&self, value: &mut Value) {
         let Some(mask) = self.current() else { return };
         mask_in(&mask, value);
@@ -35,11 +35,12 @@ impl RunMask {
 
     /// Returns a search for secrets in data that leaves the worker.
     pub(super) fn forbidden(&self) -> Option<Arc<dyn SecretMatcher>> {
-        self.current().map(|mask| Arc::new(Masked(mask)) as _)
+        self.current().map(|mask| Arc::new(MaskMatcher(mask)) as _)
     }
 }
 
-/// The recursion is bounded because the depth of documents is limited.
+/// Masks every string in a value, except the keys of objects. The recursion is bounded because the
+/// depth of documents is limited.
 fn mask_in(mask: &Arc<Mask>, value: &mut Value) {
     match value {
         Value::String(text) => *text = mask.text(text),
@@ -49,19 +50,20 @@ fn mask_in(mask: &Arc<Mask>, value: &mut Value) {
     }
 }
 
-/// Adapts the mask to the port.
+/// A [`Mask`] as a [`SecretMatcher`].
 #[derive(Debug)]
-struct Masked(Arc<Mask>);
+struct MaskMatcher(Arc<Mask>);
 
-impl SecretMatcher for Masked {
+impl SecretMatcher for MaskMatcher {
     fn search(&self) -> Box<dyn Search> {
-        Box::new(Finding(SecretSearch::new(Arc::clone(&self.0))))
+        Box::new(MaskSearch(SecretSearch::new(Arc::clone(&self.0))))
     }
 }
 
-struct Finding(SecretSearch);
+/// A [`SecretSearch`] as a [`Search`].
+struct MaskSearch(SecretSearch);
 
-impl Search for Finding {
+impl Search for MaskSearch {
     fn finds(&mut self, bytes: &[u8]) -> bool {
         self.0.finds(bytes)
     }

@@ -8,20 +8,21 @@ use protocol::run::{Status, StepRecord, StepStatus};
 use super::{ReportLine, RunHistory};
 
 /// The events of one epoch without duplicates, ordered by number.
-fn of_epoch<'a>(story: &RunHistory<'a>, epoch: i64) -> BTreeMap<u64, &'a Event> {
-    let told = story.told.iter().copied();
-    told.filter(|event| event.epoch.map(|epoch| epoch.0) == Some(epoch))
+fn events_of_epoch<'a>(story: &RunHistory<'a>, epoch: i64) -> BTreeMap<u64, &'a Event> {
+    let events = story.told.iter().copied();
+    events
+        .filter(|event| event.epoch.map(|epoch| epoch.0) == Some(epoch))
         .filter_map(|event| Some((event.seq?, event)))
         .collect()
 }
 
-/// I5: the epoch that ended the run has all its events, and none after its ending.
+/// I5: no event is missing from the epoch that ended the run, and none follows the ending event.
 pub(super) fn have_no_gap(story: &RunHistory<'_>, say: &mut ReportLine<'_>) {
-    let Some(ending) = story.told.iter().find(|told| told.reason.is_ending()) else { return };
+    let Some(ending) = story.told.iter().find(|event| event.reason.is_ending()) else { return };
     let (Some(epoch), Some(seq)) = (ending.epoch, ending.seq) else {
         return say("I5: its ending event has no epoch and number".into());
     };
-    let numbers: Vec<u64> = of_epoch(story, epoch.0).into_keys().collect();
+    let numbers: Vec<u64> = events_of_epoch(story, epoch.0).into_keys().collect();
     let missing: Vec<u64> = (0..=seq).filter(|number| !numbers.contains(number)).collect();
     if !missing.is_empty() {
         say(format!(
@@ -31,18 +32,18 @@ pub(super) fn have_no_gap(story: &RunHistory<'_>, say: &mut ReportLine<'_>) {
     if let Some(after) = numbers.iter().find(|number| **number > seq) {
         say(format!("I5: epoch {epoch} has event {after} after its ending event {seq}"));
     }
-    let newest = story.told.iter().filter_map(|told| told.epoch).max();
+    let newest = story.told.iter().filter_map(|event| event.epoch).max();
     if newest > Some(epoch) {
         say(format!("I5: it ended in epoch {epoch}, but there are events of {newest:?}"));
     }
 }
 
-/// I5: events with the same number are identical.
+/// I5: events with the same epoch and number are identical.
 pub(super) fn are_the_same_each_time(story: &RunHistory<'_>, say: &mut ReportLine<'_>) {
-    let mut told: BTreeMap<(i64, u64), &Event> = BTreeMap::new();
+    let mut first_events: BTreeMap<(i64, u64), &Event> = BTreeMap::new();
     for event in &story.told {
         let (Some(epoch), Some(seq)) = (event.epoch, event.seq) else { continue };
-        let first = told.entry((epoch.0, seq)).or_insert(event);
+        let first = first_events.entry((epoch.0, seq)).or_insert(event);
         if first != event {
             say(format!(
                 "I5: event {seq} of epoch {epoch} was published as {first:?} and as {event:?}"
@@ -53,11 +54,17 @@ pub(super) fn are_the_same_each_time(story: &RunHistory<'_>, say: &mut ReportLin
 
 /// The length of one stream of a step according to its `Log` events, or the position of the first
 /// gap.
-fn bytes(events: &BTreeMap<u64, &Event>, step: &StepRecord, of: LogStream) -> Result<u64, u64> {
+fn published_bytes(
+    events: &BTreeMap<u64, &Event>,
+    step: &StepRecord,
+    stream: LogStream,
+) -> Result<u64, u64> {
     let mut bytes = 0;
     for event in events.values() {
-        let Reason::Log { stream, offset, partial, .. } = &event.reason else { continue };
-        if *stream != of
+        let Reason::Log { stream: log_stream, offset, partial, .. } = &event.reason else {
+            continue;
+        };
+        if *log_stream != stream
             || event.step.as_ref() != Some(&step.name)
             || event.attempt != Some(step.attempt)
         {
@@ -72,43 +79,44 @@ fn bytes(events: &BTreeMap<u64, &Event>, step: &StepRecord, of: LogStream) -> Re
     Ok(bytes)
 }
 
-/// I5: the published output of each passed step begins at its first byte and has no gap. If its
-/// owner was not lost, it is complete. The last step prints which steps left something behind, each
-/// once.
+/// I5: the published output of each passed step begins at its first byte and has no gap. It is
+/// complete unless the step's owner was lost. If the run passed, I3 is checked as well.
 pub(super) fn tell_every_byte(story: &RunHistory<'_>, say: &mut ReportLine<'_>) {
     let Some(last) = story.last() else { return };
     for step in last.steps.iter().filter(|step| step.status == StepStatus::Passed) {
         let Some(epoch) = step.epoch else { continue };
-        let events = of_epoch(story, epoch.0);
-        completed_as_recorded(&events, step, say);
-        let is_kept = was_kept(story, epoch.0);
-        for (of, recorded) in
+        let events = events_of_epoch(story, epoch.0);
+        match_recorded_bytes(&events, step, say);
+        let is_orderly = has_orderly_end(story, epoch.0);
+        for (stream, recorded) in
             [(LogStream::Stdout, step.stdout_bytes), (LogStream::Stderr, step.stderr_bytes)]
         {
-            match bytes(&events, step, of) {
-                // Output that a lost owner had not published is lost. The record has its length.
-                Ok(told) if told == recorded || (told < recorded && !is_kept) => {}
-                Ok(told) => {
+            match published_bytes(&events, step, stream) {
+                // A lost owner can leave output unpublished. The record counts those bytes as well.
+                Ok(published) if published == recorded || (published < recorded && !is_orderly) => {
+                }
+                Ok(published) => {
                     say(format!(
-                        "I5: step {} wrote {recorded} bytes, but {told} were published",
+                        "I5: step {} wrote {recorded} bytes, but {published} were published",
                         step.name
                     ));
                 }
-                // After a gap of a lost owner, output that was in transit can follow.
-                Err(_) if !is_kept => {}
-                Err(at) => {
-                    say(format!("I5: the output of step {} is missing from {at} on", step.name))
-                }
+                // Output that was in transit can follow a gap that a lost owner left.
+                Err(_) if !is_orderly => {}
+                Err(position) => say(format!(
+                    "I5: the output of step {} is missing from {position} on",
+                    step.name
+                )),
             }
         }
     }
     if last.status == Status::Passed {
-        leaves_each_once(story, say);
+        list_each_step_once(story, say);
     }
 }
 
-/// I5: a step's completion event has the recorded numbers.
-fn completed_as_recorded(
+/// I5: a step's completion event has the recorded numbers of bytes.
+fn match_recorded_bytes(
     events: &BTreeMap<u64, &Event>,
     step: &StepRecord,
     say: &mut ReportLine<'_>,
@@ -117,22 +125,25 @@ fn completed_as_recorded(
         let Reason::StepCompleted { stdout_bytes, stderr_bytes, .. } = event.reason else {
             continue;
         };
-        let is_it = event.step.as_ref() == Some(&step.name) && event.attempt == Some(step.attempt);
-        let (told, recorded) =
+        let is_same_attempt =
+            event.step.as_ref() == Some(&step.name) && event.attempt == Some(step.attempt);
+        let (published, recorded) =
             ((stdout_bytes, stderr_bytes), (step.stdout_bytes, step.stderr_bytes));
-        if is_it && told != recorded {
+        if is_same_attempt && published != recorded {
             let name = &step.name;
             say(format!(
-                "I5: the event of step {name} counts {told:?} bytes, and the record {recorded:?}"
+                "I5: the event of step {name} counts {published:?} bytes, and the record \
+                 {recorded:?}"
             ));
         }
     }
 }
 
-fn leaves_each_once(story: &RunHistory<'_>, say: &mut ReportLine<'_>) {
-    let Some(ending) = story.told.iter().find(|told| told.reason.is_ending()) else { return };
+/// I3: the last step prints the number of every step once.
+fn list_each_step_once(story: &RunHistory<'_>, say: &mut ReportLine<'_>) {
+    let Some(ending) = story.told.iter().find(|event| event.reason.is_ending()) else { return };
     let Some(epoch) = ending.epoch else { return };
-    let events = of_epoch(story, epoch.0);
+    let events = events_of_epoch(story, epoch.0);
     let mut text: Vec<&str> = Vec::new();
     let mut repeats_last = false;
     for event in events.values() {
@@ -150,19 +161,19 @@ fn leaves_each_once(story: &RunHistory<'_>, say: &mut ReportLine<'_>) {
     }
     let numbers: Vec<String> = (0..story.plan.steps).map(|step| step.to_string()).collect();
     let expected = format!("did {}", numbers.join(" "));
-    let told = text.iter().flat_map(|text| text.lines()).find(|line| line.starts_with("did "));
+    let line = text.iter().flat_map(|text| text.lines()).find(|line| line.starts_with("did "));
     // If the last step had passed before, its text is in the earlier epoch.
-    if told != Some(&expected) && !repeats_last {
-        say(format!("I3: the last step found {told:?}, not {expected:?}"));
+    if line != Some(&expected) && !repeats_last {
+        say(format!("I3: the last step found {line:?}, not {expected:?}"));
     }
 }
 
-/// Whether the owner of an epoch finished or released the run in an orderly way.
-fn was_kept(story: &RunHistory<'_>, epoch: i64) -> bool {
+/// Whether the owner of an epoch finished or released the run. Otherwise the owner was lost.
+fn has_orderly_end(story: &RunHistory<'_>, epoch: i64) -> bool {
     let versions = story.versions.iter().rev();
-    let mut of_epoch =
-        versions.filter(|version| version.record.epoch.map(|at| at.0) == Some(epoch));
-    of_epoch.next().is_some_and(|version| {
+    let mut versions_of_epoch =
+        versions.filter(|version| version.record.epoch.map(|epoch| epoch.0) == Some(epoch));
+    versions_of_epoch.next().is_some_and(|version| {
         version.record.status.is_ended() || version.record.released.is_some()
     })
 }

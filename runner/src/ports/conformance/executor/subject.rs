@@ -1,4 +1,4 @@
-//! The executor under test, and the runs and steps that the tests make with it.
+//! The executor under test, and helpers that create its runs and steps.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use crate::ports::{
     Workspace,
 };
 
-/// What a step of the suite does. Each executor translates it to its own words.
+/// An action of a test step. Each executor translates it to a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Act {
     /// Exits with a code.
@@ -39,15 +39,15 @@ pub enum Act {
     Hang,
     /// Writes the line `ready` and runs until SIGKILL.
     Stubborn,
-    /// A program that does not exist.
+    /// Starts a program that does not exist.
     Nowhere,
 }
 
 impl Act {
-    /// The words of a command that performs this act in a POSIX shell.
+    /// The words of a command that performs this action in a POSIX shell.
     #[must_use]
     pub fn shell_words(&self) -> Vec<String> {
-        let line = match self {
+        let script = match self {
             Self::Exit(code) => format!("exit {code}"),
             Self::Print(text) => format!("echo '{text}'"),
             Self::Complain(text) => format!("echo '{text}' >&2"),
@@ -59,33 +59,34 @@ impl Act {
             Self::Stubborn => "trap '' TERM; echo ready; while true; do sleep 0.1; done".to_owned(),
             Self::Nowhere => return vec!["no-such-program".to_owned()],
         };
-        vec!["sh".to_owned(), "-c".to_owned(), line]
+        vec!["sh".to_owned(), "-c".to_owned(), script]
     }
 }
 
 /// An executor under test. Other clients may use its engine at the same time.
 pub struct ExecutorSubject {
-    /// Included in every run ID. Unique to this call; letters and digits only.
+    /// Part of every run ID. It consists of letters and digits, and is unique to this execution of
+    /// the suite.
     pub prefix: String,
-    /// The executor.
+    /// The executor under test.
     pub executor: Arc<dyn Executor>,
-    /// The same engine through another process's executor. May be the same value.
+    /// An executor for the same engine, as in another process. It can be the same object.
     pub other: Arc<dyn Executor>,
-    /// The executor kind in the test's steps.
+    /// The executor kind of the test steps.
     pub kind: ExecutorKind,
-    /// The executor's settings for every step, under its own keys.
+    /// The executor-specific settings of every step.
     pub with: serde_json::Map<String, serde_json::Value>,
     /// Whether steps have a shell.
     pub has_a_shell: bool,
-    /// Whether steps start from an image and leave one.
+    /// Whether a step starts from an image and its checkpoint is an image.
     pub on_images: bool,
-    /// A directory that exists for steps.
+    /// An existing directory in the file system of the steps.
     pub dir: String,
-    /// A base image that exists.
+    /// An existing base image.
     pub image: String,
     /// An image that does not exist anywhere.
     pub missing: String,
-    /// Returns the words of a step that performs this act.
+    /// Returns the words of a step that performs the action.
     pub words: fn(&Act) -> Vec<String>,
 }
 
@@ -111,13 +112,15 @@ impl LogSink for Kept {
 }
 
 impl Kept {
-    pub(super) fn text(&self, wanted: LogStream) -> String {
+    /// The output written to a stream so far.
+    pub(super) fn text(&self, stream: LogStream) -> String {
         let pieces = self.pieces.lock();
-        let of_stream = pieces.iter().filter(|(stream, _)| *stream == wanted);
-        let bytes: Vec<u8> = of_stream.flat_map(|(_, bytes)| bytes.to_vec()).collect();
-        String::from_utf8(bytes).expect("a step of the suite writes text")
+        let matches = pieces.iter().filter(|(source, _)| *source == stream);
+        let bytes: Vec<u8> = matches.flat_map(|(_, bytes)| bytes.to_vec()).collect();
+        String::from_utf8(bytes).expect("a test step writes UTF-8")
     }
 
+    /// Waits until the step has written the line `ready`.
     pub(super) async fn ready(&self) {
         while !self.text(LogStream::Stdout).starts_with("ready\n") {
             self.more.notified().await;
@@ -134,7 +137,9 @@ pub(super) struct Run<'a> {
 
 impl ExecutorSubject {
     pub(super) fn run(&self, name: &str) -> Run<'_> {
-        let run: RunId = format!("r-{}.{name}", self.prefix).parse().expect("a plain prefix");
+        let run: RunId = format!("r-{}.{name}", self.prefix)
+            .parse()
+            .expect("the prefix and the name form a run ID");
         let scope = RunScope {
             run,
             cluster: self.prefix.as_str().into(),
@@ -154,67 +159,70 @@ impl ExecutorSubject {
 
 impl<'a> Run<'a> {
     pub(super) async fn prepare(&self) -> Workspace {
-        let prepared = self.subject.executor.prepare(&self.scope, &self.stop);
-        soon("a first workspace", prepared).await.expect("the base image is there")
+        let workspace = self.subject.executor.prepare(&self.scope, &self.stop);
+        soon("a first workspace", workspace).await.expect("the first workspace can be prepared")
     }
 
     pub(super) fn start(
         &'a self,
-        on: &'a Workspace,
+        workspace: &'a Workspace,
         step: &'a StepSpec,
-        open: BoxFuture<'static, bool>,
-        kept: &Arc<Kept>,
+        may_start: BoxFuture<'static, bool>,
+        output: &Arc<Kept>,
     ) -> BoxFuture<'a, Result<StepOutcome, ExecError>> {
-        let out = Arc::<Kept>::clone(kept);
-        let gate = Gate::new(open, || true);
-        self.subject.executor.run_step(&self.scope, on, step, gate, out, &self.stop)
+        let sink = Arc::<Kept>::clone(output);
+        let gate = Gate::new(may_start, || true);
+        self.subject.executor.run_step(&self.scope, workspace, step, gate, sink, &self.stop)
     }
 
     pub(super) async fn step(
         &self,
-        on: &Workspace,
+        workspace: &Workspace,
         step: &StepSpec,
     ) -> Result<(StepOutcome, Arc<Kept>), ExecError> {
-        let kept = Arc::new(Kept::default());
-        let ran = self.start(on, step, async { true }.boxed(), &kept);
-        soon("the end of a step", ran).await.map(|ran| (ran, kept))
+        let output = Arc::new(Kept::default());
+        let outcome = self.start(workspace, step, async { true }.boxed(), &output);
+        soon("the end of a step", outcome).await.map(|outcome| (outcome, output))
     }
 
-    /// Runs a step that passes. Returns its checkpoint and its standard output.
-    pub(super) async fn pass(&self, on: &Workspace, step: &StepSpec) -> (Workspace, String) {
-        let (ran, kept) = self.step(on, step).await.expect("the step can be run");
-        assert_eq!(ran.exit.code, 0, "{:?}", step.words);
+    /// Runs a step that must pass. Returns its checkpoint and its standard output.
+    pub(super) async fn pass(&self, workspace: &Workspace, step: &StepSpec) -> (Workspace, String) {
+        let (outcome, output) = self.step(workspace, step).await.expect("the step can be run");
+        assert_eq!(outcome.exit.code, 0, "{:?}", step.words);
         let executor = &self.subject.executor;
-        let left = soon("a checkpoint", executor.checkpoint(&self.scope, ran.left, step)).await;
-        (left.expect("what a step left can be kept"), kept.text(LogStream::Stdout))
+        let checkpoint = executor.checkpoint(&self.scope, outcome.left, step);
+        let checkpoint = soon("a checkpoint", checkpoint).await;
+        (checkpoint.expect("a passed step can be committed"), output.text(LogStream::Stdout))
     }
 
     /// Runs a step and discards its workspace. Returns the exit code and the output.
-    pub(super) async fn run(&self, on: &Workspace, act: &Act) -> (i32, Arc<Kept>) {
+    pub(super) async fn run(&self, workspace: &Workspace, act: &Act) -> (i32, Arc<Kept>) {
         let step = self.subject.step(0, act);
-        let (ran, kept) = self.step(on, &step).await.expect("the step can be run");
-        self.subject.executor.discard(&self.scope, ran.left).await;
-        (ran.exit.code, kept)
+        let (outcome, output) = self.step(workspace, &step).await.expect("the step can be run");
+        self.subject.executor.discard(&self.scope, outcome.left).await;
+        (outcome.exit.code, output)
     }
 
     pub(super) async fn destroy(&self) {
-        let destroyed = self.subject.executor.destroy(&self.scope.run);
-        soon("the end of a run", destroyed).await.expect("a run can be destroyed");
-        assert!(!self.is_left().await, "nothing of a destroyed run is left");
+        let result = self.subject.executor.destroy(&self.scope.run);
+        soon("the end of a run", result).await.expect("a run can be destroyed");
+        assert!(!self.is_left().await, "a destroyed run has no leftovers");
     }
 
+    /// Whether the engine lists leftovers of the run.
     pub(super) async fn is_left(&self) -> bool {
-        let left = soon("a list of what is left", self.subject.other.leftovers()).await;
-        let left = left.expect("what is left can be listed");
-        let of_run: Vec<_> = left.iter().filter(|left| left.run == self.scope.run).collect();
-        assert!(of_run.len() <= 1, "each run is listed once");
-        for left in &of_run {
-            assert_eq!(left.cluster.as_deref(), Some(&*self.scope.cluster), "it says whose it is");
+        let leftovers = soon("a list of leftovers", self.subject.other.leftovers()).await;
+        let mut leftovers = leftovers.expect("leftovers can be listed");
+        leftovers.retain(|entry| entry.run == self.scope.run);
+        assert!(leftovers.len() <= 1, "a run is listed at most once");
+        for entry in &leftovers {
+            let cluster = entry.cluster.as_deref();
+            assert_eq!(cluster, Some(&*self.scope.cluster), "the entry names the run's cluster");
         }
-        !of_run.is_empty()
+        !leftovers.is_empty()
     }
 }
 
 pub(super) fn checkpoint(image: Option<&str>, digest: Option<String>) -> Checkpoint {
-    Checkpoint { image: image.expect("what was kept is an image").to_owned(), digest }
+    Checkpoint { image: image.expect("the checkpoint is an image").to_owned(), digest }
 }
