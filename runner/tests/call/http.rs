@@ -132,7 +132,7 @@ async fn an_invalid_request_is_refused_before_anything_is_sent() {
         (format!("url: '{url}', insecure: true, ca_file: x"), "exclude each other"),
         (format!("url: '{url}', fingerprint: 'AA:BB'"), "64 hexadecimal digits"),
         (format!("url: '{url}', ca_file: /no/such.pem"), "`ca_file` /no/such.pem"),
-        (format!("url: '{url}', headers: {{ 'a b': c }}"), "no name of a header"),
+        (format!("url: '{url}', headers: {{ 'a b': c }}"), "not the name of a header"),
     ] {
         let said = refused(&bob("http", &with)).await;
         assert!(said.contains(why), "{with}: {said}");

@@ -109,7 +109,7 @@ async fn missing_lexware_keys_are_refused_before_anything_is_sent() {
     }
     let mut step = action(&server, "cancel_invoice", "invoice_id: a");
     step.with.insert("invoice_id".to_owned(), "..".into());
-    assert!(refused(&step).await.contains("`invoice_id` is no id"));
+    assert!(refused(&step).await.contains("`invoice_id` is not an id"));
     step.with.insert("api_key".to_owned(), "a\nb".into());
     step.with.insert("invoice_id".to_owned(), "a".into());
     let said = refused(&step).await;

@@ -62,7 +62,7 @@ impl Api for Lexware {
             "cancel_invoice" => {
                 let id = with.must_id("invoice_id")?;
                 if !address::is_part(&id) {
-                    return Err(with.bad("`invoice_id` is no id"));
+                    return Err(with.bad("`invoice_id` is not an id"));
                 }
                 LexwareAction::Cancel { id }
             }
