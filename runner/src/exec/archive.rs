@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::{StreamExt as _, TryStreamExt as _};
 use parking_lot::Mutex;
@@ -24,6 +25,21 @@ pub(super) fn whole_archive(bytes: ByteStream) -> ByteStream {
         })
     });
     watched.chain(last.filter_map(|error| async { error })).boxed()
+}
+
+/// Passes the bytes through, and ends with an error if the next ones take longer than `limit`.
+pub(super) fn without_stalls(bytes: ByteStream, limit: Duration) -> ByteStream {
+    let pieces = futures::stream::unfold(Some(bytes), move |bytes| async move {
+        let mut bytes = bytes?;
+        match tokio::time::timeout(limit, bytes.next()).await {
+            Ok(piece) => piece.map(|piece| (piece, Some(bytes))),
+            Err(_elapsed) => {
+                let cause = format!("the engine sent nothing for {} s", limit.as_secs());
+                Some((Err(io::Error::new(io::ErrorKind::TimedOut, cause)), None))
+            }
+        }
+    });
+    pieces.boxed()
 }
 
 /// The facts about the end of an archive that show whether it is complete.
@@ -115,5 +131,20 @@ mod tests {
             let said = read(pieces).await.unwrap_err().to_string();
             assert!(said.contains("breaks off after"), "{said}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_archive_that_stalls_is_an_error_and_a_slow_one_is_not() {
+        let limit = Duration::from_secs(60);
+        let piece = |delay: u64| async move {
+            tokio::time::sleep(Duration::from_secs(delay)).await;
+            Ok(Bytes::from_static(b"x"))
+        };
+        let slow = futures::stream::iter([59, 59, 59]).then(piece).boxed();
+        let read: Vec<Bytes> = without_stalls(slow, limit).try_collect().await.unwrap();
+        assert_eq!(read.len(), 3);
+        let stalled = futures::stream::iter([1, 61]).then(piece).boxed();
+        let stalled = without_stalls(stalled, limit).try_collect::<Vec<Bytes>>().await;
+        assert_eq!(stalled.unwrap_err().kind(), io::ErrorKind::TimedOut);
     }
 }

@@ -3,14 +3,17 @@
 use std::io;
 use std::time::Duration;
 
+use bollard::errors::Error;
 use bollard::query_parameters::{
     DownloadFromContainerOptionsBuilder, UploadToContainerOptionsBuilder,
 };
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _};
+use tokio::time::timeout;
 
+use super::wire::ANSWERS;
 use super::{Docker, fault};
-use crate::exec::archive::{open_directory_tar, texts, whole_archive};
+use crate::exec::archive::{open_directory_tar, texts, whole_archive, without_stalls};
 use crate::exec::argv::SCRIPT_DIR;
 use crate::ports::{ByteStream, ExecError, JOB_DIR, Workspace};
 
@@ -78,7 +81,8 @@ impl Docker {
         let mut again = AGAIN;
         let (first, bytes) = loop {
             let mut bytes = docker.download_from_container(id, Some(options.clone())).boxed();
-            match bytes.next().await {
+            let first = timeout(ANSWERS, bytes.next()).await;
+            match first.map_err(|_elapsed| failed(Error::RequestTimeoutError))? {
                 Some(Err(error)) if fault::status(&error) == Some(404) => {
                     return Err(ExecError::NoSuchPath { path: whole });
                 }
@@ -90,7 +94,7 @@ impl Docker {
             again -= 1;
             tokio::time::sleep(PAUSE).await;
         };
-        let rest = bytes.map_err(io::Error::other);
+        let rest = without_stalls(bytes.map_err(io::Error::other).boxed(), ANSWERS);
         Ok(whole_archive(futures::stream::iter(first).chain(rest).boxed()))
     }
 }

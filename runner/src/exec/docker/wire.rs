@@ -26,7 +26,7 @@ use crate::exec::work_dir::STAT_HEADER;
 use crate::ports::ExecError;
 
 /// The timeout for the start of a response, and then for the next bytes of it.
-const ANSWERS: Duration = Duration::from_secs(60);
+pub(super) const ANSWERS: Duration = Duration::from_secs(60);
 
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
