@@ -158,7 +158,7 @@ pub(super) fn address(url: &str) -> Option<&'static str> {
         return None;
     }
     let Some((_, rest)) = url.split_once("://").filter(|(scheme, _)| is_web(scheme)) else {
-        return Some("is no address, such as https://host/path");
+        return Some("is not an address such as https://host/path");
     };
     let host = rest.split(['/', '?', '#']).next().unwrap_or_default();
     if host.is_empty() {

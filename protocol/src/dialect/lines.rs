@@ -51,7 +51,7 @@ pub struct Job {
 pub enum BadJob {
     /// An object that is truncated, or has unknown keys or invalid values.
     #[error(
-        "the job is no whole object of `command`, `run-id`, `attempts`, `delay` and `timeout`: {0}"
+        "the job is not a complete object of `command`, `run-id`, `attempts`, `delay` and `timeout`: {0}"
     )]
     Object(#[source] serde_json::Error),
     /// The command is empty or contains a NUL character.

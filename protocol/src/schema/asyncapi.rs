@@ -200,7 +200,7 @@ fn operations() -> Value {
         "dead-letter": {
             "action": "send",
             "channel": { "$ref": "#/channels/dead-letters" },
-            "summary": "What is no command is kept as it came.",
+            "summary": "A message that is not a command is kept unchanged.",
         },
     })
 }

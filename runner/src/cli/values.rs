@@ -24,7 +24,7 @@ pub(super) fn param(text: &str) -> Result<(String, serde_json::Value), String> {
     let named = text.split_once('=').filter(|(name, _)| !name.is_empty());
     let (name, json) = named.ok_or("it must be NAME=JSON")?;
     // The error contains the position, but none of the input.
-    let value = serde_json::from_str(json).map_err(|cause| format!("it is no JSON: {cause}"))?;
+    let value = serde_json::from_str(json).map_err(|cause| format!("it is not JSON: {cause}"))?;
     Ok((name.to_owned(), value))
 }
 

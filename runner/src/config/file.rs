@@ -84,7 +84,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<FileValue>, Fault> {
             from_yaml(&name, value, &mut leaves);
         }
     } else {
-        let text = String::from_utf8(bytes).map_err(|_bytes| fault("is no UTF-8".into()))?;
+        let text = String::from_utf8(bytes).map_err(|_bytes| fault("is not UTF-8".into()))?;
         let file = config::File::from_str(&text, config::FileFormat::Toml);
         let map = config::Source::collect(&file)
             .map_err(|cause| fault(without_excerpt(&cause.to_string())))?;

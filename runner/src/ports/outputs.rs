@@ -183,7 +183,7 @@ impl KeptOutputs {
         let mut all = self.missing.lines(|more| format!("{more} more outputs are missing"));
         all.extend(
             self.not_kept
-                .lines(|more| format!("{more} more that are no files are not kept either")),
+                .lines(|more| format!("{more} more that are not files are not kept either")),
         );
         all.extend(
             self.empty

@@ -37,7 +37,7 @@ pub enum TransferError {
         body: String,
     },
     /// The registered address is not an HTTP URL.
-    #[error("{what} is registered with {url:?}, which is no http or https URL")]
+    #[error("{what} is registered with {url:?}, which is not an http or https URL")]
     BadUrl {
         /// The kind of service.
         what: String,

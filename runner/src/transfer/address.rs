@@ -144,7 +144,7 @@ mod tests {
     fn an_address_that_is_not_http_is_refused_and_no_password_is_shown() {
         for bad in ["", "h:1", "ftp://u:secret@h/", "http://", "//u:secret@h", "u:secret@h"] {
             let error = Service::at("logger", bad).unwrap_err().to_string();
-            assert!(error.contains("no http or https URL"), "{error}");
+            assert!(error.contains("not an http or https URL"), "{error}");
             assert!(!error.contains("secret"), "{error}");
         }
         let error = service("https://u:se@cret@h:1/p?q=secret").unreachable("gone".into());

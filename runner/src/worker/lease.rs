@@ -399,7 +399,7 @@ mod tests {
         slow.feeding_takes.store(1, Ordering::Relaxed);
         // The guard may have killed at 2000 before it received the deadline 3000.
         assert!(!held.renewed(&*slow, Duration::from_millis(1000), TTL));
-        assert!(!held.is_valid(&*slow), "what ends from now on is no result");
+        assert!(!held.is_valid(&*slow), "a step that ends from now on has no result");
     }
 
     #[tokio::test(start_paused = true)]

@@ -12,7 +12,7 @@ use crate::ports::ExecError;
 pub(super) async fn make_room(shared: &Shared) {
     let _guard = shared.room.sweeping.lock().await;
     if let Err(cause) = remove_unused(shared).await {
-        warn!(%cause, "volumes that steps share stay");
+        warn!(%cause, "the volumes that steps share are not removed");
     }
 }
 
@@ -25,7 +25,7 @@ async fn remove_unused(shared: &Shared) -> Result<(), ExecError> {
     for name in executor.shared_volumes().await? {
         // A run might have started since the last removal.
         if let Err(cause) = references.look(shared).await {
-            warn!(%cause, "volumes that steps share stay, for the open runs cannot be read");
+            warn!(%cause, "the volumes that steps share are kept, because the open runs cannot be read");
             return Ok(());
         }
         if references.has_volume(&name) {

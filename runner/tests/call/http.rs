@@ -123,7 +123,7 @@ async fn an_invalid_request_is_refused_before_anything_is_sent() {
     let url = server.url();
     for (with, why) in [
         ("method: GET".to_owned(), "`url` is missing"),
-        ("url: 'ftp://x'".to_owned(), "no address of the web"),
+        ("url: 'ftp://x'".to_owned(), "not a web address"),
         (format!("url: '{url}', method: 'A B'"), "`method` is not a method"),
         (format!("url: '{url}', body: x, json: {{}}"), "exclude each other"),
         (format!("url: '{url}', expect: [20x]"), "`expect`"),

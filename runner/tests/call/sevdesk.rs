@@ -106,7 +106,7 @@ async fn a_pdf_is_decoded_and_written_to_the_directory_of_the_run() {
         let gate = runner::ports::Gate::open();
         let stop = runner::ports::StopSignal::default();
         let error = super::attempt(&step, &here, gate, &stop).await.unwrap_err().to_string();
-        assert!(error.contains("no path below the working directory"), "{out}: {error}");
+        assert!(error.contains("not a path below the working directory"), "{out}: {error}");
     }
     assert_eq!(server.seen().len(), 1);
 }

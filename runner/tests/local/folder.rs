@@ -121,7 +121,7 @@ fn one_invalid_file_gives_the_error_of_prunner_and_nothing_is_loaded() {
         let (code, text) = said(&place, &["run", ".", "--pipeline", "good"], &[]);
         assert!(code == Some(65) && text.contains(begin), "{keys}: {text}");
     }
-    for (text, reason) in [("", "there is nothing in it"), ("pipelines:", "is missing")] {
+    for (text, reason) in [("", "the document is empty"), ("pipelines:", "is missing")] {
         let place = folder(&[("a/pipelines.yml", text)]);
         let (code, said) = said(&place, &["validate", "."], &[]);
         assert!(code == Some(65) && said.contains(reason), "{said}");

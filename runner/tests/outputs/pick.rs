@@ -177,7 +177,11 @@ async fn a_name_that_is_not_utf8_is_skipped_with_a_notice() {
     std::fs::write(step.left.path().join(odd), "x").unwrap();
     assert!(step.keep("out/*.txt", None, Layout::Flat).await.matched);
     assert_eq!(step.kept(), ["a.txt"]);
-    assert!(step.outputs.notices()[0].contains("no UTF-8"), "{:?}", step.outputs.notices());
+    assert!(
+        step.outputs.notices()[0].contains("not named in UTF-8"),
+        "{:?}",
+        step.outputs.notices()
+    );
 }
 
 /// An archive with these entries: kind, name, link, content.

@@ -18,7 +18,7 @@ pub(in crate::dialect) fn file_name(name: &str) -> Option<&'static str> {
 pub(in crate::dialect) fn variable(name: &str) -> Option<&'static str> {
     let fits = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let is_one = !name.starts_with(|c: char| c.is_ascii_digit()) && name.chars().all(fits);
-    (name.is_empty() || !is_one).then_some("is no name of a variable: letters, digits and `_`")
+    (name.is_empty() || !is_one).then_some("is not the name of a variable: letters, digits and `_`")
 }
 
 /// An image reference.

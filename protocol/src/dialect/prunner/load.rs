@@ -86,7 +86,7 @@ mod tests {
                 &b"pipelines: { x: { concurrency: -1 } }"[..],
                 "loading b.yml: invalid pipeline definition \"x\": concurrency is -1, and must not be negative",
             ),
-            (b"", "loading b.yml: there is nothing in it"),
+            (b"", "loading b.yml: the document is empty"),
             (b"pipelines:", "loading b.yml: `pipelines` is missing"),
         ] {
             let loaded = load([("a.yml", A), ("b.yml", bytes)]);

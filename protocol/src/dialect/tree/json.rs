@@ -29,10 +29,10 @@ pub(super) fn read(text: &str) -> Result<Tree, Diagnostic> {
     };
     let parsed = parse_to_ast(text, &CollectOptions::default(), &strict).map_err(|cause| {
         Position::new(cause.line_display(), cause.column_display())
-            .fault(format!("no valid JSON: {}", cause.kind()), None)
+            .fault(format!("not valid JSON: {}", cause.kind()), None)
     })?;
     let Some(root) = parsed.value else {
-        return Err(Position::new(1, 1).fault("there is nothing in it", None));
+        return Err(Position::new(1, 1).fault("the document is empty", None));
     };
     let mut reader =
         Reader { lines: Lines::new(text), budget: Budget::default(), faults: Vec::new() };
@@ -52,7 +52,7 @@ fn syntax_error(text: &str, cause: &serde_json::Error) -> Diagnostic {
     if message.contains("recursion limit") {
         return too_deep(position);
     }
-    position.fault(format!("no valid JSON: {message}"), None)
+    position.fault(format!("not valid JSON: {message}"), None)
 }
 
 struct Reader<'a> {

@@ -69,14 +69,14 @@ pub(crate) fn text_of(bytes: &[u8]) -> Result<&str, Diagnostic> {
     }
     let text = std::str::from_utf8(bytes).map_err(|cause| {
         let byte = cause.valid_up_to();
-        let message = format!("byte 0x{:02x} is no UTF-8", bytes[byte]);
+        let message = format!("byte 0x{:02x} is not UTF-8", bytes[byte]);
         Position::of_byte(bytes, byte).fault(message, Some("save it as UTF-8"))
     })?;
     if let Some(nul) = text.find('\0') {
         return Err(Position::of_byte(bytes, nul).fault("there is a NUL character", None));
     }
     if text.trim().is_empty() {
-        return Err(start.fault("there is nothing in it", None));
+        return Err(start.fault("the document is empty", None));
     }
     Ok(text)
 }

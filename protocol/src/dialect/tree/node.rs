@@ -212,7 +212,7 @@ pub(super) fn too_deep(at: Position) -> Diagnostic {
 }
 
 pub(super) fn duplicate(key: &str, first: Position, second: Position) -> Diagnostic {
-    let mut message = format!("the key {} stands twice", quoted(key));
+    let mut message = format!("the key {} occurs twice", quoted(key));
     if first.line != 0 {
         // Writing to a String cannot fail.
         let _infallible = write!(message, ", first in line {}", first.line);

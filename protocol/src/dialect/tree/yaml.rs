@@ -49,7 +49,7 @@ fn events(text: &str) -> Result<Result<Tree, ScanError>, Diagnostic> {
     }
     match reader.root {
         Some(root) => Ok(Ok(Tree { root, faults: reader.faults, yaml_1_1: reader.merge_keys })),
-        None => Err(Position::new(1, 1).fault("there is nothing in it", None)),
+        None => Err(Position::new(1, 1).fault("the document is empty", None)),
     }
 }
 

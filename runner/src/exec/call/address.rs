@@ -6,9 +6,9 @@ use serde_json::{Map, Value};
 
 /// Parses an absolute URL. The error says what is wrong without showing the URL.
 pub(super) fn base(text: &str) -> Result<Url, String> {
-    let url = Url::parse(text).map_err(|cause| format!("is no address: {cause}"))?;
+    let url = Url::parse(text).map_err(|cause| format!("is not an address: {cause}"))?;
     if !["http", "https"].contains(&url.scheme()) || !url.has_host() {
-        return Err("is no address of the web, such as https://host".to_owned());
+        return Err("is not a web address, such as https://host".to_owned());
     }
     if !url.username().is_empty() || url.password().is_some() {
         return Err("has a user in it, who belongs to a secret".to_owned());

@@ -21,7 +21,7 @@ pub(super) fn place(
     };
     let below = Path::new(path).components().all(|part| matches!(part, Component::Normal(_)));
     if !below {
-        return Err(with.bad("`pdf_output` is no path below the working directory"));
+        return Err(with.bad("`pdf_output` is not a path below the working directory"));
     }
     Ok((dir.clone(), path.into()))
 }

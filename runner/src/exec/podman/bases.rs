@@ -28,7 +28,7 @@ impl Podman {
             if is_new || used.iter().any(|reference| base.answers_to(reference)) {
                 base.used = Millis(hour.saturating_mul(HOUR_MILLIS));
                 if let Err(fault) = self.mark_used(image, hour).await {
-                    tracing::debug!(image = image.id, %fault, "when an image was used is not noted");
+                    tracing::debug!(image = image.id, %fault, "the last use of an image cannot be recorded");
                 }
             }
             bases.push(base);

@@ -140,7 +140,7 @@ impl Podman {
         let Workspace::Image { id, depth } = on else {
             return Err(ExecError::Engine {
                 doing: "making a container".into(),
-                cause: format!("{on:?} is no image"),
+                cause: format!("{on:?} is not an image"),
             });
         };
         if let Some(known) = self.memory.image(&run.run, id) {

@@ -26,7 +26,7 @@ impl Podman {
         let Some(image) = kept.image() else {
             return Err(ExecError::Engine {
                 doing: "copying what a step left".into(),
-                cause: format!("{kept:?} is no image"),
+                cause: format!("{kept:?} is not an image"),
             });
         };
         let tag = registry::tag(&run.run, run.epoch, step.position, step.attempt);

@@ -200,7 +200,7 @@ impl Images for Podman {
         let Workspace::Container { id, .. } = left else {
             return Err(ExecError::Engine {
                 doing: "keeping what a step left".into(),
-                cause: format!("{left:?} is no container"),
+                cause: format!("{left:?} is not a container"),
             });
         };
         let Some(made) = self.memory.container(&run.run, &id) else {

@@ -78,7 +78,7 @@ impl Target {
         let Self { host, user, keyfile, known_hosts_file, .. } = &target;
         name("host", host)?;
         if host.contains(['@', '/']) {
-            return Err(format!("`host` {host:?} is no host: the user belongs in `user`"));
+            return Err(format!("`host` {host:?} is not a host: the user belongs in `user`"));
         }
         name("user", user)?;
         file("keyfile", keyfile.as_deref())?;
@@ -284,7 +284,7 @@ mod tests {
         for (with, named) in [
             (json!({}), "missing field `host`"),
             (json!({ "host": "a@b" }), "the user belongs in `user`"),
-            (json!({ "host": "ssh://h" }), "is no host"),
+            (json!({ "host": "ssh://h" }), "is not a host"),
             (json!({ "host": "h", "password": "s3cret" }), "unknown field `password`"),
             (json!({ "host": "h", "port": 0 }), "`with`"),
             (json!({ "host": "h", "port": 65536 }), "`with`"),

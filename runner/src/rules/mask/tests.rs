@@ -172,7 +172,7 @@ fn only_a_possible_beginning_of_a_secret_is_held_back() {
     assert_eq!(masker.push(b" passwor"), b" ");
     assert_eq!(masker.push(b"d-1 is it"), b"*** is it");
     assert_eq!(masker.push(b" password-"), b" ");
-    assert_eq!(masker.finish(), b"password-", "what the stream ends with is no secret");
+    assert_eq!(masker.finish(), b"password-", "the end of the stream is not a secret");
 }
 
 #[test]

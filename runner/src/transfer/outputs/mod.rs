@@ -163,7 +163,7 @@ impl ArchiveWalk<'_> {
         let Ok(path) = String::from_utf8(path) else {
             let shown = String::from_utf8_lossy(&name).into_owned();
             // Patterns are text, so a name that is not UTF-8 cannot match.
-            self.pass_over(&shown, "named by what is no UTF-8");
+            self.pass_over(&shown, "not named in UTF-8");
             return Ok(());
         };
         if kind == EntryKind::Directory {
