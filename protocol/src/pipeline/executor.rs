@@ -30,7 +30,7 @@ pub enum ExecutorKind {
     Http,
 }
 
-/// Where the steps of an executor act.
+/// The place in which the steps of an executor act.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
     /// In a container of the worker's engine.
@@ -49,7 +49,7 @@ pub enum Place {
 pub struct Capabilities {
     /// The name on the wire.
     pub name: &'static str,
-    /// Where its steps act.
+    /// The place in which its steps act.
     pub place: Place,
     /// Whether a step can name an image in `with` that only this step uses, as the jobs of job files
     /// do.

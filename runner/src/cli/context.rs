@@ -1,7 +1,7 @@
 //! The context of every command: its output style and settings, and the start of its log.
 
 use super::exit::{Exit, Failure};
-use super::job;
+use super::job::settings::is_named;
 use super::output::{self, Style, TextStyle};
 use crate::app;
 use crate::app::client::{Client, Listed};
@@ -41,7 +41,7 @@ impl Context {
 
     /// The program's own settings. A file with the settings of job files contains none.
     pub(super) fn own_config(&self, talk: DefaultVerbosity) -> Result<Config, Failure> {
-        if self.flags.config.as_deref().is_some_and(job::is_named) {
+        if self.flags.config.as_deref().is_some_and(is_named) {
             return self.without_file().config(talk);
         }
         self.config(talk)

@@ -31,7 +31,7 @@ impl std::fmt::Debug for Executors {
     }
 }
 
-/// Where a step runs.
+/// The executor of a step.
 enum Runs<'a> {
     Here(&'a dyn Steps),
     Elsewhere(&'a dyn Remote),

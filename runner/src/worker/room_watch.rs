@@ -94,7 +94,7 @@ async fn decide(shared: &Shared) -> CheckResult {
             return CheckResult::Room;
         }
         Err(cause) => {
-            warn!(%cause, "how full the container engine's disk is is not known");
+            warn!(%cause, "the usage of the container engine's disk is unknown");
             // Only a successful check can end the state `Full`.
             if room.state() == State::Unknown {
                 room.set(State::Room);
@@ -111,7 +111,7 @@ async fn decide(shared: &Shared) -> CheckResult {
                 disk.percent = percent,
                 disk.free = disk.free,
                 "the container engine's disk is {percent}% full: nothing new is taken until it is \
-                 below {}%; what runs goes on, and what nobody needs is removed; `podman system df` \
+                 below {}%; runs in progress continue, and unneeded images are removed; `podman system df` \
                  shows what takes the room",
                 options.low
             );

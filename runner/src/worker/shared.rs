@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::warn;
 
-use super::callbacks::Inbox;
+use super::callbacks::inbox::Inbox;
 use super::long_lease::LongLease;
 use super::lost::{Lost, Reclaims};
 use super::options::Options;

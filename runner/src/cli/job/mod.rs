@@ -1,7 +1,7 @@
 //! Files for users of job files: a status file and a log per job. While a run is active, each log
 //! line also goes to a socket.
 
-mod settings;
+pub(super) mod settings;
 
 use std::collections::HashMap;
 use std::fs::File;

@@ -1,4 +1,4 @@
-//! What the words of a step do.
+//! Carries out the words of a step.
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -4,7 +4,7 @@
 //! The ledger passes on the entries of this worker. A scan of the outbox, page by page, finds those
 //! of other workers. [`rules::outbox`](crate::rules::outbox) decides which entry is posted next.
 
-mod inbox;
+pub(super) mod inbox;
 mod post;
 
 use std::sync::Arc;
@@ -25,7 +25,6 @@ use crate::ports::{Entry, Listing, StoreError};
 use crate::rules::callback::{GIVEN_UP_AFTER, Notification};
 use crate::rules::outbox::{Outbox, Outcome, Waiting};
 
-pub(super) use self::inbox::Inbox;
 pub(super) use self::post::value_of;
 
 /// Interval between scans for entries of other workers.

@@ -1,4 +1,4 @@
-//! Runs that go on under another owner.
+//! Runs that continue under another owner.
 
 use super::*;
 
@@ -6,7 +6,7 @@ use super::*;
 fn the_next_owner_resumes_after_the_last_committed_step() {
     let left = left_with(&[("0", StepStatus::Passed), ("1", StepStatus::Started)]);
     let (mut run, first) = resumed(left, false);
-    assert_eq!(first[1], "settimer(run, 3599s)", "the run's time goes on");
+    assert_eq!(first[1], "settimer(run, 3599s)", "the run's time limit continues");
     assert!(first[0].starts_with("adopt([keptstep { position: 0, image: \"i\""), "{first:?}");
     // The resource of the first step is in the image.
     assert_eq!(
