@@ -13,7 +13,7 @@ use super::typed::Add;
 use super::{output, submit};
 use crate::app::ci;
 use crate::app::client::{Client, StartOf, StartRequest};
-use crate::config::{Config, Loaded, Mode};
+use crate::config::{Config, Loaded, Mode, table};
 
 /// The program name that implies the command `add`.
 const ADD_JOB: &str = "add_job";
@@ -59,8 +59,7 @@ fn queue_of(typed: &Add, loaded: &Loaded) -> Option<PathBuf> {
     if let Some(queue) = &typed.queue {
         return Some(queue.clone());
     }
-    let mut effective = loaded.effective.iter();
-    let is_mode_named = effective.any(|one| one.setting.name == "mode" && one.at.is_some());
+    let is_mode_named = loaded.is_set(&table::MODE);
     let Config { mode, ci, .. } = &loaded.config;
     match mode {
         Mode::Embedded => Some(ci.queue.clone()),

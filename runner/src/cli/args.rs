@@ -11,7 +11,8 @@ use protocol::schema::SchemaName;
 
 use super::output::{Color, Output};
 use super::typed::{Add, Completions, Diff, OpenShell, Pattern, Rerun, Run, Stop, Submit};
-use super::values::{dialect, schema_names, status};
+use super::values::{dialect, help_of, schema_names, status};
+use crate::config::table;
 
 /// Run pipelines of container steps: each step is committed, and its output published to a stream
 #[derive(Debug, Parser)]
@@ -88,15 +89,17 @@ Example:
     )]
     RunMulti(Run),
     /// Run a worker that takes commands from the cluster, runs pipelines and publishes events
-    #[command(after_help = "\
+    #[command(after_help = format!("\
 The first SIGTERM or Ctrl-C drains the worker: it accepts no new runs, and runs in progress have
-BOB_DRAIN_SECONDS to finish. The remaining runs are handed over to other workers, which resume each
+{drain_seconds} to finish. The remaining runs are handed over to other workers, which resume each
 after its last committed step. The second signal hands over at once. The third ends the program at
 once.
 
 Examples:
   bob-runner serve
-  bob-runner serve --set worker.max-parallel-runs=8")]
+  bob-runner serve --set {max_parallel_runs}=8",
+        drain_seconds = table::WORKER_DRAIN_SECONDS.variable(),
+        max_parallel_runs = table::WORKER_MAX_PARALLEL_RUNS.name()))]
     Serve(Serve),
     /// Kill the steps of a worker that cannot do so itself
     #[command(hide = true)]
@@ -231,8 +234,7 @@ Examples:
 
 #[derive(Debug, Args)]
 pub(super) struct Serve {
-    /// Storage of queue and state: cluster (RabbitMQ and etcd) or embedded (one local file)
-    #[arg(long, value_name = "MODE")]
+    #[arg(long, value_name = "MODE", help = help_of(&table::MODE))]
     pub(super) mode: Option<String>,
 }
 

@@ -5,7 +5,7 @@ use super::job::settings::is_named;
 use super::output::{self, Style, TextStyle};
 use crate::app;
 use crate::app::client::{Client, Listed};
-use crate::config::{self, Config, Environment, Flags, LogFormat, LogLevel, Sources};
+use crate::config::{self, Config, Environment, Flags, LogFormat, LogLevel, Sources, table};
 use crate::telemetry;
 
 /// Context of every command.
@@ -54,11 +54,8 @@ impl Context {
             self.warn(warning);
         }
         let log = loaded.config.log;
-        let is_said = |effective: &config::Effective| {
-            effective.setting.name == "log.level" && effective.at.is_some()
-        };
         let level = match talk {
-            _ if loaded.effective.iter().any(is_said) => log.level,
+            _ if loaded.is_set(&table::LOG_LEVEL) => log.level,
             DefaultVerbosity::Much => log.level,
             DefaultVerbosity::Little => LogLevel::Warn,
             DefaultVerbosity::Hardly => LogLevel::Error,

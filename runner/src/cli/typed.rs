@@ -7,7 +7,8 @@ use protocol::dialect::{Dialect, MAX_ATTEMPTS};
 use protocol::id::{RegisteredName, RunId, StepName};
 use protocol::quantity::Span;
 
-use super::values::{dialect, param, variable};
+use super::values::{dialect, help_with_default, param, variable};
+use crate::config::table;
 
 #[derive(Debug, Args)]
 pub(super) struct Pattern {
@@ -87,8 +88,8 @@ pub(super) struct Submit {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "\
-Prints the id of the future run of the job. If --queue or BOB_CI_QUEUE names a queue file, or the
+#[command(after_help = format!("\
+Prints the id of the future run of the job. If --queue or {ci_queue} names a queue file, or the
 mode is embedded, the job is added to that file for a `serve` in embedded mode. Otherwise it is
 submitted to the cluster. A link to this program with the name `add_job` does the same.
 
@@ -97,22 +98,32 @@ Examples:
   bob-runner add --attempts 5 --delay 10s --timeout 30m -- make -j4 all
   add_job 'make build
   make test'
-  bob-runner add --list                     list the jobs that are still waiting")]
+  bob-runner add --list                     list the jobs that are still waiting",
+    ci_queue = table::CI_QUEUE.variable()))]
 pub(super) struct Add {
     /// Shell command; several words are joined with blanks
     #[arg(required_unless_present = "list", trailing_var_arg = true)]
     pub(super) command: Vec<String>,
-    /// Queue file [default: `BOB_CI_QUEUE`]
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[arg(
+        long, value_name = "FILE", value_hint = ValueHint::FilePath,
+        help = help_with_default("Queue file", &table::CI_QUEUE)
+    )]
     pub(super) queue: Option<PathBuf>,
-    /// Time limit of one attempt, such as 90s or 10m [default: `BOB_CI_TIMEOUT`]
-    #[arg(long, value_name = "SPAN")]
+    #[arg(
+        long, value_name = "SPAN",
+        help = help_with_default("Time limit of one attempt, such as 90s or 10m", &table::CI_TIMEOUT)
+    )]
     pub(super) timeout: Option<Span>,
-    /// Maximum number of attempts; 0 and 1 both mean one [default: `BOB_CI_ATTEMPTS`]
-    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(..=i64::from(MAX_ATTEMPTS)))]
+    #[arg(
+        long, value_name = "COUNT",
+        value_parser = clap::value_parser!(u32).range(..=i64::from(MAX_ATTEMPTS)),
+        help = help_with_default("Maximum number of attempts; 0 and 1 both mean one", &table::CI_ATTEMPTS)
+    )]
     pub(super) attempts: Option<u32>,
-    /// Delay between two attempts, such as 10s [default: `BOB_CI_DELAY`]
-    #[arg(long, value_name = "SPAN")]
+    #[arg(
+        long, value_name = "SPAN",
+        help = help_with_default("Delay between two attempts, such as 10s", &table::CI_DELAY)
+    )]
     pub(super) delay: Option<Span>,
     /// List the commands waiting in the queue file, one per line, instead of adding one
     #[arg(long, conflicts_with_all = ["command", "timeout", "attempts", "delay"])]

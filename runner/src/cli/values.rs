@@ -1,4 +1,4 @@
-//! Parsers for the values of arguments.
+//! Parsers for the values of arguments, and help about the settings behind them.
 
 use clap::builder::PossibleValue;
 use protocol::dialect::Dialect;
@@ -6,6 +6,17 @@ use protocol::run::Status;
 use protocol::schema::SchemaName;
 
 use super::later::{NO_OPENAPI, OPENAPI};
+use crate::config::setting::Key;
+
+/// The help of a flag that overrides a setting.
+pub(super) fn help_of<T>(key: &Key<T>) -> &'static str {
+    key.setting().about.trim_end_matches('.')
+}
+
+/// The help of a flag whose default is a setting.
+pub(super) fn help_with_default<T>(help: &str, default: &Key<T>) -> String {
+    format!("{help} [default: `{}`]", default.variable())
+}
 
 pub(super) fn dialect(typed: &str) -> Result<Dialect, String> {
     let named = Dialect::NAMED.into_iter().find(|(name, _)| *name == typed);

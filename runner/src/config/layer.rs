@@ -6,7 +6,7 @@ use config::{ConfigError, Map, Source, Value};
 
 use super::file::{FileValue, Text};
 use super::setting::{SETTINGS, Setting, ValueForm, named, nearest};
-use super::{Environment, Fault, environment};
+use super::{Environment, Fault, environment, table};
 
 /// Maximum size of a file that contains a secret.
 const MAX_SECRET_BYTES: usize = 64 * 1024;
@@ -62,13 +62,13 @@ impl Layer {
         warnings: &mut Vec<String>,
     ) -> Self {
         let mut layer = Self::default();
-        for setting in SETTINGS {
+        for &setting in SETTINGS {
             let variable = setting.variable;
             if environment.is_unreadable(variable) {
                 let expected = "is not valid UTF-8; set it again".to_owned();
                 faults.push(Fault { at: variable.to_owned(), value: None, expected });
             }
-            let empty_says_something = setting.name == "metrics.address";
+            let empty_says_something = setting.name == table::METRICS_ADDRESS.name();
             let value = environment
                 .get_set(variable)
                 .filter(|value| !value.is_empty() || empty_says_something);
@@ -198,10 +198,8 @@ fn unknown(at: String, name: &str) -> Fault {
 fn misspelt(environment: &Environment) -> Vec<String> {
     let known = || SETTINGS.iter().map(|setting| setting.variable).chain(["BOB_CONFIG"]);
     let is_file = |name: &str| {
-        let secret = |setting: &Setting| {
-            setting.form == ValueForm::Secret && setting.file_variable() == name
-        };
-        SETTINGS.iter().any(secret)
+        let mut secrets = SETTINGS.iter().filter(|setting| setting.form == ValueForm::Secret);
+        secrets.any(|setting| setting.file_variable() == name)
     };
     let strange = |name: &&str| {
         let is_secret = name.starts_with(environment::SECRET);

@@ -1,18 +1,18 @@
 //! Combines flags, variables, file and defaults, in order of precedence, and reports every fault.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use protocol::dialect::MAX_ATTEMPTS;
-
+use super::key::Key;
 use super::layer::Layer;
 use super::local::{self, SettingValue};
-use super::parse::{self, BrokerUrl, Parsed};
+use super::outputs::StoreSetting;
+use super::parse::BrokerUrl;
 use super::setting::{SETTINGS, Setting, Support, ValueForm, named};
 use super::sources::Sources;
 use super::{
     Broker, Ci, Config, Connection, Engine, Environment, Fault, Faults, Identity, Log, Login,
-    Outputs, Queue, S3, Secret, Secrets, Spill, Storage, Stream, StreamServer, Tls, Worker, file,
-    grants, outputs, reach, without_credentials,
+    Outputs, Queue, S3, Secrets, Spill, Storage, Stream, StreamServer, Tls, Worker, file, table,
+    without_credentials,
 };
 
 /// The effective settings.
@@ -24,6 +24,14 @@ pub struct Loaded {
     pub warnings: Vec<String>,
     /// The value and source of each setting.
     pub effective: Vec<Effective>,
+}
+
+impl Loaded {
+    /// Whether a setting was set, rather than left at its default.
+    #[must_use]
+    pub fn is_set<T>(&self, key: &Key<T>) -> bool {
+        self.effective.iter().any(|one| one.setting.name == key.name() && one.at.is_some())
+    }
 }
 
 /// The effective value of one setting.
@@ -75,7 +83,7 @@ pub fn load(sources: &Sources) -> Result<Loaded, Faults> {
     if !reader.faults.is_empty() {
         return Err(Faults(reader.faults));
     }
-    let effective = SETTINGS.iter().map(|setting| reader.effective(setting)).collect();
+    let effective = SETTINGS.iter().map(|&setting| reader.effective(setting)).collect();
     Ok(Loaded { config, warnings: reader.warnings, effective })
 }
 
@@ -114,33 +122,38 @@ impl Reader {
         Effective { setting, value: found.map(|found| masked(setting, &found.text)), at }
     }
 
-    fn fault(&mut self, name: &'static str, found: &SettingValue, expected: String) {
-        let value = named(name).map(|setting| masked(setting, &found.text));
-        let at = found.at.clone().unwrap_or_else(|| name.to_owned());
+    fn fault(&mut self, setting: &Setting, found: &SettingValue, expected: String) {
+        let value = Some(masked(setting, &found.text));
+        let at = found.at.clone().unwrap_or_else(|| setting.name.to_owned());
         self.faults.push(Fault { at, value, expected });
     }
 
     /// A setting without a default.
-    fn optional<T>(&mut self, name: &'static str, parse: impl Fn(&str) -> Parsed<T>) -> Option<T> {
-        let found = self.lookup(name)?;
-        match parse(&found.text) {
+    fn optional<T: Clone>(&mut self, key: &Key<T>) -> Option<T> {
+        debug_assert!(named(key.name()).is_some(), "{} is missing in SETTINGS", key.name());
+        let found = self.lookup(key.name())?;
+        match key.parse(&found.text) {
             Ok(value) => Some(value),
             Err(expected) => {
-                self.fault(name, &found, expected);
+                self.fault(key.setting(), &found, expected);
                 None
             }
         }
     }
 
-    /// A setting with a default. After a fault, the result is the default, which is never used.
-    fn value<T>(&mut self, name: &'static str, parse: impl Fn(&str) -> Parsed<T>) -> T {
-        self.optional(name, &parse).unwrap_or_else(|| Self::default_of(name, parse))
+    /// A list. Empty if it is not set.
+    fn list<T: Clone>(&mut self, key: &Key<Vec<T>>) -> Vec<T> {
+        self.optional(key).unwrap_or_default()
     }
 
-    fn default_of<T>(name: &'static str, parse: impl Fn(&str) -> Parsed<T>) -> T {
-        let default = named(name).and_then(|setting| setting.default);
+    /// A setting with a default. After a fault, the result is the default, which is never used.
+    fn value<T: Clone>(&mut self, key: &Key<T>) -> T {
+        self.optional(key).unwrap_or_else(|| Self::default_of(key))
+    }
+
+    fn default_of<T: Clone>(key: &Key<T>) -> T {
         #[expect(clippy::expect_used, reason = "a test reads every default of the table")]
-        default.and_then(|text| parse(text).ok()).expect("a setting with a default that is valid")
+        key.default().expect("a setting with a default that is valid")
     }
 
     fn check_support(&mut self) {
@@ -162,135 +175,119 @@ impl Reader {
 
     fn config(&mut self, environment: &Environment) -> Config {
         // Unsupported settings are parsed too, so that invalid values are reported.
-        let _known: (Option<String>, Option<String>) = (
-            self.optional("http.address", parse::address),
-            self.optional("metrics.address", |text| match text {
-                "" => Ok(String::new()),
-                _ => parse::address(text),
-            }),
-        );
+        let _known: (Option<String>, Option<String>) =
+            (self.optional(&table::HTTP_ADDRESS), self.optional(&table::METRICS_ADDRESS));
         let state = environment.state_home().join("bob-runner");
         let queue = self.queue();
-        let env_files = self.optional("worker.env-files", parse::env_files);
+        let env_files = self.optional(&table::WORKER_ENV_FILES);
         let (step_env, warnings) = env_files.unwrap_or_default();
         self.warnings.extend(warnings);
         Config {
-            mode: self.value("mode", parse::mode),
-            data_dir: self.optional("data-dir", parse::path).unwrap_or_else(|| state.clone()),
+            mode: self.value(&table::MODE),
+            data_dir: self.optional(&table::DATA_DIR).unwrap_or_else(|| state.clone()),
             storage: self.storage(),
             stream: self.stream(&queue.broker.login),
             queue,
             connection: Connection {
-                retry_attempts: self
-                    .value("connection.retry-attempts", parse::number(1, 1_000_000)),
-                retry_delay: self.value("connection.retry-delay", parse::millis(0, 3_600_000)),
+                retry_attempts: self.value(&table::CONNECTION_RETRY_ATTEMPTS),
+                retry_delay: self.value(&table::CONNECTION_RETRY_DELAY),
             },
             engine: self.engine(environment),
             worker: self.worker(),
             secrets: self.secrets(environment),
-            allowed_addresses: self
-                .optional("worker.allowed-addresses", reach::addresses)
-                .unwrap_or_default(),
+            allowed_addresses: self.list(&table::WORKER_ALLOWED_ADDRESSES),
             step_env,
             job_env: environment.job_variables(),
             spill: Spill {
-                dir: self.optional("spill.dir", parse::path).unwrap_or_else(|| state.join("spill")),
-                bytes: self.value("spill.bytes", parse::bytes),
+                dir: self.optional(&table::SPILL_DIR).unwrap_or_else(|| state.join("spill")),
+                bytes: self.value(&table::SPILL_BYTES),
             },
             ci: self.ci(&state),
             outputs: self.outputs(),
             log: Log {
-                level: self.value("log.level", parse::log_level),
-                format: self.optional("log.format", parse::log_format),
+                level: self.value(&table::LOG_LEVEL),
+                format: self.optional(&table::LOG_FORMAT),
             },
         }
     }
 
     fn storage(&mut self) -> Storage {
-        let said = self.optional("storage.urls", parse::storage_urls);
+        let said = self.optional(&table::STORAGE_URLS);
         // If the URL is invalid, report no faults about related settings.
         let encrypted =
             said.as_ref().is_none_or(|said| said.urls.iter().all(|url| url.scheme() == "https"));
-        let urls = said.unwrap_or_else(|| Self::default_of("storage.urls", parse::storage_urls));
-        let user = self.optional("storage.user", parse::line).or(urls.user);
-        let password = self.optional("storage.password", secret).or(urls.password);
-        let tls = self.tls(
-            ["storage.ca", "storage.cert", "storage.key"],
-            encrypted,
-            "storage.urls with https://",
-        );
+        let urls = said.unwrap_or_else(|| Self::default_of(&table::STORAGE_URLS));
+        let user = self.optional(&table::STORAGE_USER).or(urls.user);
+        let password = self.optional(&table::STORAGE_PASSWORD).or(urls.password);
+        let keys = [&table::STORAGE_CA, &table::STORAGE_CERT, &table::STORAGE_KEY];
+        let tls = self.tls(keys, encrypted, "storage.urls with https://");
         let login = match (user, password) {
             (Some(user), Some(password)) => Some(Login { user, password }),
             (None, None) => None,
-            (Some(_), None) => self.missing("storage.user", "storage.password"),
-            (None, Some(_)) => self.missing("storage.password", "storage.user"),
+            (Some(_), None) => self.missing(&table::STORAGE_USER, &table::STORAGE_PASSWORD),
+            (None, Some(_)) => self.missing(&table::STORAGE_PASSWORD, &table::STORAGE_USER),
         };
         Storage { urls: urls.urls, login, tls }
     }
 
     /// Reports that `given` requires `missing`.
-    fn missing<T>(&mut self, given: &'static str, missing: &'static str) -> Option<T> {
-        let at = self.lookup(given).and_then(|found| found.at).unwrap_or_else(|| given.to_owned());
-        let variable = named(missing).map_or(missing, |setting| setting.variable);
-        let expected = format!("needs {missing} too ({variable})");
+    fn missing<G, M, T>(&mut self, given: &Key<G>, missing: &Key<M>) -> Option<T> {
+        let at = self.lookup(given.name()).and_then(|found| found.at);
+        let at = at.unwrap_or_else(|| given.name().to_owned());
+        let Setting { name, variable, .. } = missing.setting();
+        let expected = format!("needs {name} too ({variable})");
         self.faults.push(Fault { at, value: None, expected });
         None
     }
 
-    fn tls(&mut self, names: [&'static str; 3], encrypted: bool, needs: &str) -> Tls {
-        let [ca_name, cert_name, key_name] = names;
-        for name in names {
-            let Some(found) = self.lookup(name) else { continue };
+    fn tls(&mut self, keys: [&Key<PathBuf>; 3], encrypted: bool, needs: &str) -> Tls {
+        let [ca, cert, key] = keys;
+        for file in keys {
+            let Some(found) = self.lookup(file.name()) else { continue };
             if !encrypted {
-                let at = found.at.unwrap_or_else(|| name.to_owned());
+                let at = found.at.unwrap_or_else(|| file.name().to_owned());
                 let expected = format!("has a use only for {needs}, which is not what was given");
                 self.faults.push(Fault { at, value: None, expected });
             }
         }
-        let ca = self.optional(ca_name, parse::readable_file);
-        let given = (self.lookup(cert_name).is_some(), self.lookup(key_name).is_some());
-        let cert = self.optional(cert_name, parse::readable_file);
-        let key = self.optional(key_name, parse::readable_file);
+        let ca = self.optional(ca);
+        let given = (self.lookup(cert.name()).is_some(), self.lookup(key.name()).is_some());
+        let files = (self.optional(cert), self.optional(key));
         let identity = match given {
-            (true, false) => self.missing(cert_name, key_name),
-            (false, true) => self.missing(key_name, cert_name),
+            (true, false) => self.missing(cert, key),
+            (false, true) => self.missing(key, cert),
             (true, true) | (false, false) => {
-                cert.zip(key).map(|(cert, key)| Identity { cert, key })
+                files.0.zip(files.1).map(|(cert, key)| Identity { cert, key })
             }
         };
         Tls { ca, identity }
     }
 
     /// A set value takes precedence over the URL, and the URL over the default.
-    fn said_or_in_url<T>(
-        &mut self,
-        name: &'static str,
-        in_url: Option<T>,
-        parse: impl Fn(&str) -> Parsed<T>,
-    ) -> T {
-        let is_said = self.lookup(name).is_some_and(|found| found.at.is_some());
+    fn value_or_in_url<T: Clone>(&mut self, key: &Key<T>, in_url: Option<T>) -> T {
+        let is_set = self.lookup(key.name()).is_some_and(|found| found.at.is_some());
         match in_url {
-            Some(value) if !is_said => value,
-            Some(_) | None => self.value(name, parse),
+            Some(value) if !is_set => value,
+            Some(_) | None => self.value(key),
         }
     }
 
     fn queue(&mut self) -> Queue {
-        let said = self.optional("queue.url", parse::queue_url);
+        let said = self.optional(&table::QUEUE_URL);
         let encrypted = said.as_ref().is_none_or(|url| url.tls);
-        let url = said.unwrap_or_else(|| Self::default_of("queue.url", parse::queue_url));
+        let url = said.unwrap_or_else(|| Self::default_of(&table::QUEUE_URL));
         let login = Login {
-            user: self.said_or_in_url("queue.user", url.user.clone(), parse::line),
-            password: self.said_or_in_url("queue.password", url.password.clone(), secret),
+            user: self.value_or_in_url(&table::QUEUE_USER, url.user.clone()),
+            password: self.value_or_in_url(&table::QUEUE_PASSWORD, url.password.clone()),
         };
-        let names = ["queue.ca", "queue.cert", "queue.key"];
-        let tls = self.tls(names, encrypted, "queue.url with amqps://");
+        let keys = [&table::QUEUE_CA, &table::QUEUE_CERT, &table::QUEUE_KEY];
+        let tls = self.tls(keys, encrypted, "queue.url with amqps://");
         Queue { broker: broker(url, login), tls }
     }
 
     /// Credentials missing in the stream's URL are taken from the queue.
     fn stream(&mut self, queue: &Login) -> Stream {
-        let server = self.optional("stream.url", parse::stream_url).map(|url| {
+        let server = self.optional(&table::STREAM_URL).map(|url| {
             let login = Login {
                 user: url.user.clone().unwrap_or_else(|| queue.user.clone()),
                 password: url.password.clone().unwrap_or_else(|| queue.password.clone()),
@@ -298,117 +295,111 @@ impl Reader {
             StreamServer { protocol: url.protocol, broker: broker(url, login) }
         });
         Stream {
-            name: self.value("stream.name", parse::queue_name),
-            retention_days: self.value("stream.retention-days", parse::number(1, 36_500)),
-            max_bytes: self.optional("stream.max-bytes", parse::stream_bytes),
+            name: self.value(&table::STREAM_NAME),
+            retention_days: self.value(&table::STREAM_RETENTION_DAYS),
+            max_bytes: self.optional(&table::STREAM_MAX_BYTES),
             server,
         }
     }
 
     fn outputs(&mut self) -> Option<Outputs> {
-        let said = self.optional("outputs.store", outputs::parse_store);
-        let wrong = said.is_none() && self.lookup("outputs.store").is_some();
-        let names =
-            ["endpoint", "access-key", "secret-key"].map(|name| format!("outputs.s3-{name}"));
+        let said = self.optional(&table::OUTPUTS_STORE);
+        let wrong = said.is_none() && self.lookup(table::OUTPUTS_STORE.name()).is_some();
+        let (user, password) = (&table::OUTPUTS_S3_ACCESS_KEY, &table::OUTPUTS_S3_SECRET_KEY);
+        let endpoint = &table::OUTPUTS_S3_ENDPOINT;
         // If the store is invalid, report no faults about related settings.
-        if !wrong && !matches!(said, Some(outputs::StoreSetting::Bucket { .. })) {
-            for name in names {
-                let Some(found) = self.lookup(&name) else { continue };
+        if !wrong && !matches!(said, Some(StoreSetting::Bucket { .. })) {
+            for name in [endpoint.name(), user.name(), password.name()] {
+                let Some(found) = self.lookup(name) else { continue };
                 let expected =
                     "has a use only for outputs.store with s3://, which is not what was given";
-                let at = found.at.unwrap_or(name);
+                let at = found.at.unwrap_or_else(|| name.to_owned());
                 self.faults.push(Fault { at, value: None, expected: expected.into() });
             }
         }
-        let (user, password) = ("outputs.s3-access-key", "outputs.s3-secret-key");
-        let login = match (self.optional(user, parse::line), self.optional(password, secret)) {
+        let login = match (self.optional(user), self.optional(password)) {
             (Some(user), Some(password)) => Some(Login { user, password }),
             (Some(_), None) => self.missing(user, password),
             (None, Some(_)) => self.missing(password, user),
             (None, None) => None,
         };
-        let endpoint = self.optional("outputs.s3-endpoint", outputs::endpoint);
-        let region = self.value("outputs.s3-region", parse::line);
+        let endpoint = self.optional(endpoint);
+        let region = self.value(&table::OUTPUTS_S3_REGION);
         Some(match said? {
-            outputs::StoreSetting::Directory(path) => Outputs::Directory(path),
-            outputs::StoreSetting::ArtifactStore(name) => Outputs::ArtifactStore(name),
-            outputs::StoreSetting::Bucket { bucket, prefix } => {
+            StoreSetting::Directory(path) => Outputs::Directory(path),
+            StoreSetting::ArtifactStore(name) => Outputs::ArtifactStore(name),
+            StoreSetting::Bucket { bucket, prefix } => {
                 Outputs::S3(S3 { bucket, prefix, endpoint, region, login })
             }
         })
     }
 
     fn engine(&mut self, environment: &Environment) -> Engine {
-        let auth_file = self.optional("engine.registry-auth-file", parse::readable_file);
+        let auth_file = self.optional(&table::ENGINE_REGISTRY_AUTH_FILE);
         Engine {
-            url: self.optional("engine.url", parse::engine_url),
-            docker_url: self.optional("engine.docker-url", parse::engine_url),
+            url: self.optional(&table::ENGINE_URL),
+            docker_url: self.optional(&table::ENGINE_DOCKER_URL),
             user_socket: environment.runtime_dir().map(|dir| dir.join("podman/podman.sock")),
             program: environment.program("podman"),
             uid_mapper: environment.program("newuidmap"),
-            network: self.optional("engine.network", grants::network),
-            pull_policy: self.value("engine.pull-policy", parse::pull_policy),
+            network: self.optional(&table::ENGINE_NETWORK),
+            pull_policy: self.value(&table::ENGINE_PULL_POLICY),
             registry_auth_file: auth_file.or_else(|| environment.podman_auth_file()),
             registry_auth_places: environment.podman_auth_places(),
-            registry_insecure: self
-                .optional("engine.registry-insecure", parse::hosts)
-                .unwrap_or_default(),
-            shared_dirs: self
-                .optional("engine.shared-dirs", grants::shared_dirs)
-                .unwrap_or_default(),
-            shared_volumes: self
-                .optional("engine.shared-volumes", grants::volumes)
-                .unwrap_or_default(),
-            networks: self.optional("engine.networks", grants::networks).unwrap_or_default(),
+            registry_insecure: self.list(&table::ENGINE_REGISTRY_INSECURE),
+            shared_dirs: self.list(&table::ENGINE_SHARED_DIRS),
+            shared_volumes: self.list(&table::ENGINE_SHARED_VOLUMES),
+            networks: self.list(&table::ENGINE_NETWORKS),
         }
     }
 
     fn ci(&mut self, state: &Path) -> Ci {
-        let queue = self.optional("ci.queue", parse::path);
+        let queue = self.optional(&table::CI_QUEUE);
         Ci {
             is_named: queue.is_some(),
             queue: queue.unwrap_or_else(|| state.join("ci-job-queue")),
-            attempts: self.value("ci.attempts", parse::number(0, MAX_ATTEMPTS)),
-            delay: self.value("ci.delay", parse::span),
-            timeout: self.optional("ci.timeout", parse::span),
+            attempts: self.value(&table::CI_ATTEMPTS),
+            delay: self.value(&table::CI_DELAY),
+            timeout: self.optional(&table::CI_TIMEOUT),
         }
     }
 
     fn secrets(&mut self, environment: &Environment) -> Secrets {
-        let mut dirs = self.optional("worker.secrets-dir", parse::dirs).unwrap_or_default();
+        let mut dirs = self.list(&table::WORKER_SECRETS_DIR);
         dirs.extend(environment.credentials_dir());
-        let scopes = self.optional("worker.secrets-scopes", reach::scopes).unwrap_or_default();
+        let scopes = self.list(&table::WORKER_SECRETS_SCOPES);
         Secrets { dirs, variables: environment.secrets(), scopes }
     }
 
     fn worker(&mut self) -> Worker {
         let worker = Worker {
-            max_parallel_runs: self.value("worker.max-parallel-runs", parse::number(1, 10_000)),
-            executors: self.value("worker.executors", parse::executors),
-            log_limit: self.value("worker.log-limit-bytes", parse::limit),
-            literal_secrets: self.value("worker.literal-secrets", parse::literal_secrets),
-            max_parallel_steps: self.value("worker.max-parallel-steps", parse::number(1, 10_000)),
-            run_retention_days: self.value("worker.run-retention-days", parse::number(1, 36_500)),
-            max_losses: self.value("worker.max-losses", parse::number(0, 1_000)),
-            checkpoint_registry: self.optional("worker.checkpoint-registry", parse::repository),
-            lease_ttl: self.value("worker.lease-ttl-seconds", parse::seconds(1, 3_600)),
-            drain: self.value("worker.drain-seconds", parse::seconds(0, 604_800)),
-            kill_grace: self.value("worker.kill-grace-seconds", parse::seconds(0, 3_600)),
-            health_check: self.value("worker.health-check-freq", parse::millis(100, 3_600_000)),
-            file_dirs: self.optional("worker.file-dirs", parse::dirs).unwrap_or_default(),
-            disk_high: self.value("worker.disk-high", parse::number(1, 100)),
-            disk_low: self.value("worker.disk-low", parse::number(1, 100)),
-            base_images_bytes: self.value("worker.base-images-bytes", parse::bytes),
+            max_parallel_runs: self.value(&table::WORKER_MAX_PARALLEL_RUNS),
+            executors: self.value(&table::WORKER_EXECUTORS),
+            log_limit: self.value(&table::WORKER_LOG_LIMIT_BYTES),
+            literal_secrets: self.value(&table::WORKER_LITERAL_SECRETS),
+            max_parallel_steps: self.value(&table::WORKER_MAX_PARALLEL_STEPS),
+            run_retention_days: self.value(&table::WORKER_RUN_RETENTION_DAYS),
+            max_losses: self.value(&table::WORKER_MAX_LOSSES),
+            checkpoint_registry: self.optional(&table::WORKER_CHECKPOINT_REGISTRY),
+            lease_ttl: self.value(&table::WORKER_LEASE_TTL_SECONDS),
+            drain: self.value(&table::WORKER_DRAIN_SECONDS),
+            kill_grace: self.value(&table::WORKER_KILL_GRACE_SECONDS),
+            health_check: self.value(&table::WORKER_HEALTH_CHECK_FREQ),
+            file_dirs: self.list(&table::WORKER_FILE_DIRS),
+            disk_high: self.value(&table::WORKER_DISK_HIGH),
+            disk_low: self.value(&table::WORKER_DISK_LOW),
+            base_images_bytes: self.value(&table::WORKER_BASE_IMAGES_BYTES),
         };
         if worker.disk_low >= worker.disk_high {
-            let said = |found: &SettingValue| found.at.is_some();
+            let (high, low) = (&table::WORKER_DISK_HIGH, &table::WORKER_DISK_LOW);
+            let is_set = |found: &SettingValue| found.at.is_some();
             // Report the value that the user set, because a default has no source.
-            if let Some(found) = self.lookup("worker.disk-low").filter(said) {
-                let expected = format!("less than worker.disk-high, which is {}", worker.disk_high);
-                self.fault("worker.disk-low", &found, expected);
-            } else if let Some(found) = self.lookup("worker.disk-high") {
-                let expected = format!("more than worker.disk-low, which is {}", worker.disk_low);
-                self.fault("worker.disk-high", &found, expected);
+            if let Some(found) = self.lookup(low.name()).filter(is_set) {
+                let expected = format!("less than {}, which is {}", high.name(), worker.disk_high);
+                self.fault(low.setting(), &found, expected);
+            } else if let Some(found) = self.lookup(high.name()) {
+                let expected = format!("more than {}, which is {}", low.name(), worker.disk_low);
+                self.fault(high.setting(), &found, expected);
             }
         }
         worker
@@ -417,11 +408,6 @@ impl Reader {
 
 fn broker(url: BrokerUrl, login: Login) -> Broker {
     Broker { tls: url.tls, host: url.host, port: url.port, vhost: url.vhost, login }
-}
-
-#[expect(clippy::unnecessary_wraps, reason = "it has the form of the parsers")]
-fn secret(text: &str) -> Parsed<Secret<String>> {
-    Ok(Secret::new(text.to_owned()))
 }
 
 fn masked(setting: &Setting, text: &str) -> String {

@@ -4,8 +4,8 @@
 //! Such a file can come from an untrusted checkout. It must not choose the destination of
 //! credentials from another source: variables, flags, files or the machine.
 
-use super::parse::{self, BrokerUrl};
-use super::{Environment, Fault};
+use super::parse::BrokerUrl;
+use super::{Environment, Fault, table};
 
 /// The effective value of a setting, and its source.
 pub(super) struct SettingValue {
@@ -22,39 +22,60 @@ struct Rule {
 }
 
 /// A URL counts as a credential only if it contains a user.
-const RULES: &[Rule] = &[
-    Rule { target: "queue.url", credentials: QUEUE },
-    Rule { target: "queue.ca", credentials: QUEUE_CA },
-    Rule { target: "stream.url", credentials: QUEUE_CA },
-    Rule { target: "storage.urls", credentials: STORAGE },
-    Rule { target: "storage.ca", credentials: STORAGE_CA },
-    Rule { target: "outputs.store", credentials: S3 },
-    Rule { target: "outputs.s3-endpoint", credentials: S3 },
+static RULES: &[Rule] = &[
+    Rule { target: table::QUEUE_URL.name(), credentials: QUEUE_CREDENTIALS },
+    Rule { target: table::QUEUE_CA.name(), credentials: QUEUE_CA_CREDENTIALS },
+    Rule { target: table::STREAM_URL.name(), credentials: QUEUE_CA_CREDENTIALS },
+    Rule { target: table::STORAGE_URLS.name(), credentials: STORAGE_CREDENTIALS },
+    Rule { target: table::STORAGE_CA.name(), credentials: STORAGE_CA_CREDENTIALS },
+    Rule { target: table::OUTPUTS_STORE.name(), credentials: S3_CREDENTIALS },
+    Rule { target: table::OUTPUTS_S3_ENDPOINT.name(), credentials: S3_CREDENTIALS },
     // The region is part of the server's name.
-    Rule { target: "outputs.s3-region", credentials: S3 },
+    Rule { target: table::OUTPUTS_S3_REGION.name(), credentials: S3_CREDENTIALS },
 ];
-const QUEUE: &[&str] = &["queue.user", "queue.password", "queue.cert", "queue.key"];
-const QUEUE_CA: &[&str] =
-    &["queue.url", "stream.url", "queue.user", "queue.password", "queue.cert", "queue.key"];
-const STORAGE: &[&str] = &["storage.user", "storage.password", "storage.cert", "storage.key"];
-const STORAGE_CA: &[&str] =
-    &["storage.urls", "storage.user", "storage.password", "storage.cert", "storage.key"];
-const S3: &[&str] = &["outputs.s3-access-key", "outputs.s3-secret-key"];
+static QUEUE_CREDENTIALS: &[&str] = &[
+    table::QUEUE_USER.name(),
+    table::QUEUE_PASSWORD.name(),
+    table::QUEUE_CERT.name(),
+    table::QUEUE_KEY.name(),
+];
+static QUEUE_CA_CREDENTIALS: &[&str] = &[
+    table::QUEUE_URL.name(),
+    table::STREAM_URL.name(),
+    table::QUEUE_USER.name(),
+    table::QUEUE_PASSWORD.name(),
+    table::QUEUE_CERT.name(),
+    table::QUEUE_KEY.name(),
+];
+static STORAGE_CREDENTIALS: &[&str] = &[
+    table::STORAGE_USER.name(),
+    table::STORAGE_PASSWORD.name(),
+    table::STORAGE_CERT.name(),
+    table::STORAGE_KEY.name(),
+];
+static STORAGE_CA_CREDENTIALS: &[&str] = &[
+    table::STORAGE_URLS.name(),
+    table::STORAGE_USER.name(),
+    table::STORAGE_PASSWORD.name(),
+    table::STORAGE_CERT.name(),
+    table::STORAGE_KEY.name(),
+];
+static S3_CREDENTIALS: &[&str] =
+    &[table::OUTPUTS_S3_ACCESS_KEY.name(), table::OUTPUTS_S3_SECRET_KEY.name()];
 
 /// Settings that such a file must not contain, and what each decides. The affected credentials are
 /// never in the file itself.
-const REJECTED: [(&str, &str); 5] = [
-    ("engine.url", REGISTRIES),
-    ("engine.docker-url", REGISTRIES),
-    ("engine.registry-insecure", REGISTRIES),
-    ("worker.checkpoint-registry", REGISTRIES),
-    ("worker.secrets-scopes", "who receives secrets of steps"),
+static REJECTED: [(&str, &str); 5] = [
+    (table::ENGINE_URL.name(), REGISTRIES),
+    (table::ENGINE_DOCKER_URL.name(), REGISTRIES),
+    (table::ENGINE_REGISTRY_INSECURE.name(), REGISTRIES),
+    (table::WORKER_CHECKPOINT_REGISTRY.name(), REGISTRIES),
+    (table::WORKER_SECRETS_SCOPES.name(), "who receives secrets of steps"),
 ];
 const REGISTRIES: &str = "which server receives credentials of registries";
 
 /// Publishers on these servers can request the secrets of steps.
-const PUBLISHERS: [&str; 2] = ["queue.url", "storage.urls"];
-const SECRETS_DIR: &str = "worker.secrets-dir";
+static PUBLISHERS: [&str; 2] = [table::QUEUE_URL.name(), table::STORAGE_URLS.name()];
 
 /// Returns a fault for each setting of a local file that redirects credentials from another source.
 /// `label` is the source prefix of the file's values. `lookup` returns the value of a setting.
@@ -104,7 +125,9 @@ impl<F: Fn(&str) -> Option<SettingValue>> Local<'_, F> {
         let mut elsewhere: Vec<String> = rule
             .credentials
             .iter()
-            .filter(|name| !(rule.target == "stream.url" && is_login(name) && has_login(&text)))
+            .filter(|name| {
+                !(rule.target == table::STREAM_URL.name() && is_login(name) && has_login(&text))
+            })
             .filter_map(|name| self.credential_from_elsewhere(name))
             .collect();
         if PUBLISHERS.contains(&rule.target) {
@@ -140,9 +163,9 @@ impl<F: Fn(&str) -> Option<SettingValue>> Local<'_, F> {
 
     /// Whether outputs go to a bucket without explicit keys, and therefore use the machine's role.
     fn uses_role_of_machine(&self) -> bool {
-        let is_bucket =
-            (self.lookup)("outputs.store").is_some_and(|value| value.text.starts_with("s3://"));
-        is_bucket && S3.iter().all(|name| (self.lookup)(name).is_none())
+        let is_bucket = (self.lookup)(table::OUTPUTS_STORE.name())
+            .is_some_and(|value| value.text.starts_with("s3://"));
+        is_bucket && S3_CREDENTIALS.iter().all(|name| (self.lookup)(name).is_none())
     }
 
     /// The sources of step secrets. A directory counts as another source even if the file names it.
@@ -150,7 +173,7 @@ impl<F: Fn(&str) -> Option<SettingValue>> Local<'_, F> {
         let variables = environment.secrets().into_keys();
         let mut from: Vec<String> =
             variables.map(|name| format!("{}{name}", super::environment::SECRET)).collect();
-        from.extend((self.lookup)(SECRETS_DIR).and_then(|value| value.at));
+        from.extend((self.lookup)(table::WORKER_SECRETS_DIR.name()).and_then(|value| value.at));
         from.extend(environment.credentials_dir().map(|_dir| "CREDENTIALS_DIRECTORY".to_owned()));
         from
     }
@@ -158,10 +181,16 @@ impl<F: Fn(&str) -> Option<SettingValue>> Local<'_, F> {
 
 /// Whether a login in the stream's own URL replaces this setting.
 fn is_login(name: &str) -> bool {
-    ["queue.url", "queue.user", "queue.password", "stream.url"].contains(&name)
+    [
+        table::QUEUE_URL.name(),
+        table::QUEUE_USER.name(),
+        table::QUEUE_PASSWORD.name(),
+        table::STREAM_URL.name(),
+    ]
+    .contains(&name)
 }
 
 fn has_login(url: &str) -> bool {
-    let url = parse::stream_url(url);
+    let url = table::STREAM_URL.parse(url);
     matches!(url, Ok(BrokerUrl { user: Some(_), password: Some(_), .. }))
 }

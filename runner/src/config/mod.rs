@@ -3,7 +3,9 @@
 //!
 //! | module | duty |
 //! |---|---|
-//! | [`setting`] | the table of names, variables, defaults and descriptions |
+//! | `table` | the table of all settings |
+//! | `key` | the types of that table: a setting, and how its text becomes a value |
+//! | [`setting`] | finds settings by name, and generates the manual |
 //! | `environment` | the variables of the process |
 //! | [`env_files`] | files with environment variables for steps |
 //! | `layer` | one source of values, and its faults |
@@ -28,6 +30,7 @@ mod environment;
 mod fault;
 mod file;
 mod grants;
+mod key;
 mod layer;
 mod load;
 mod local;
@@ -37,6 +40,9 @@ mod reach;
 mod secret;
 pub mod setting;
 mod sources;
+// One row per setting, which rustfmt would break into six lines.
+#[rustfmt::skip]
+pub(crate) mod table;
 #[cfg(test)]
 mod tests;
 

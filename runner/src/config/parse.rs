@@ -1,15 +1,14 @@
 //! Parses one text into one value. An error completes the sentence `expected ...`.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use percent_encoding::percent_decode_str;
-use protocol::pipeline::{ExecutorKind, PullPolicy};
+use protocol::pipeline::ExecutorKind;
 use protocol::quantity::Span;
 use url::Url;
 
 use super::Secret;
-use super::choices::{EngineUrl, LiteralSecrets, LogFormat, LogLevel, Mode, StreamProtocol};
+use super::choices::{EngineUrl, StreamProtocol};
 use super::env_files::{self, StepEnv};
 
 /// The value, or a description of the expected value.
@@ -36,45 +35,9 @@ pub(super) struct StorageUrls {
     pub(super) password: Option<Secret<String>>,
 }
 
-pub(super) fn mode(text: &str) -> Parsed<Mode> {
-    word(text, &[("cluster", Mode::Cluster), ("embedded", Mode::Embedded)])
-}
-
-pub(super) fn pull_policy(text: &str) -> Parsed<PullPolicy> {
-    word(
-        text,
-        &[
-            ("always", PullPolicy::Always),
-            ("missing", PullPolicy::Missing),
-            ("never", PullPolicy::Never),
-        ],
-    )
-}
-
-pub(super) fn literal_secrets(text: &str) -> Parsed<LiteralSecrets> {
-    word(text, &[("allow", LiteralSecrets::Allow), ("reject", LiteralSecrets::Reject)])
-}
-
-pub(super) fn log_level(text: &str) -> Parsed<LogLevel> {
-    word(
-        text,
-        &[
-            ("error", LogLevel::Error),
-            ("warn", LogLevel::Warn),
-            ("info", LogLevel::Info),
-            ("debug", LogLevel::Debug),
-            ("trace", LogLevel::Trace),
-            ("off", LogLevel::Off),
-        ],
-    )
-}
-
-pub(super) fn log_format(text: &str) -> Parsed<LogFormat> {
-    word(text, &[("text", LogFormat::Text), ("json", LogFormat::Json), ("ci", LogFormat::Ci)])
-}
-
-fn word<T: Copy>(text: &str, words: &[(&str, T)]) -> Parsed<T> {
-    words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value).ok_or_else(|| {
+/// One of several words.
+pub(super) fn word<T: Clone>(text: &str, words: &[(&str, T)]) -> Parsed<T> {
+    words.iter().find(|(word, _)| *word == text).map(|(_, value)| value.clone()).ok_or_else(|| {
         let names: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
         format!("one of {}", names.join(", "))
     })
@@ -84,36 +47,6 @@ fn word<T: Copy>(text: &str, words: &[(&str, T)]) -> Parsed<T> {
 pub(super) fn span(text: &str) -> Parsed<Span> {
     let expected = || "a time span such as 90s, 10m or 1h30m, or whole seconds; not 0".to_owned();
     text.parse().ok().ok_or_else(expected)
-}
-
-/// A whole number within inclusive bounds.
-pub(super) fn number<T>(min: T, max: T) -> impl Fn(&str) -> Parsed<T>
-where
-    T: std::str::FromStr + PartialOrd + std::fmt::Display,
-{
-    move |text| {
-        text.parse()
-            .ok()
-            .filter(|value| (&min..=&max).contains(&value))
-            .ok_or_else(|| format!("a whole number from {min} to {max}"))
-    }
-}
-
-/// Whole seconds within inclusive bounds.
-pub(super) fn seconds(min: u64, max: u64) -> impl Fn(&str) -> Parsed<Duration> {
-    move |text| {
-        let seconds = number(min, max)(text).map_err(|expected| format!("{expected} (seconds)"))?;
-        Ok(Duration::from_secs(seconds))
-    }
-}
-
-/// Whole milliseconds within inclusive bounds.
-pub(super) fn millis(min: u64, max: u64) -> impl Fn(&str) -> Parsed<Duration> {
-    move |text| {
-        let millis =
-            number(min, max)(text).map_err(|expected| format!("{expected} (milliseconds)"))?;
-        Ok(Duration::from_millis(millis))
-    }
 }
 
 /// Bytes, as a number or with a unit.
@@ -188,10 +121,16 @@ pub(super) fn queue_name(text: &str) -> Parsed<String> {
 /// A non-empty text without control characters.
 pub(super) fn line(text: &str) -> Parsed<String> {
     if text.is_empty() || text.chars().any(char::is_control) {
-        Err("a text without control characters".into())
+        Err("a string without control characters".into())
     } else {
         Ok(text.to_owned())
     }
+}
+
+/// Any text, as a secret.
+#[expect(clippy::unnecessary_wraps, reason = "it has the form of the parsers")]
+pub(super) fn secret(text: &str) -> Parsed<Secret<String>> {
+    Ok(Secret::new(text.to_owned()))
 }
 
 /// `host:port`.
@@ -200,6 +139,11 @@ pub(super) fn address(text: &str) -> Parsed<String> {
         .filter(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
         .map(|_| text.to_owned())
         .ok_or_else(|| "host:port".into())
+}
+
+/// `host:port`, or nothing.
+pub(super) fn address_or_none(text: &str) -> Parsed<String> {
+    if text.is_empty() { Ok(String::new()) } else { address(text) }
 }
 
 /// Executors, separated by commas.
@@ -410,15 +354,9 @@ mod tests {
     }
 
     #[test]
-    fn numbers_have_bounds_and_bytes_can_have_a_unit() {
-        assert_eq!(number(1, 5)("5"), Ok(5));
-        for bad in ["0", "6", "-1", "1.5", "", "five", "1 "] {
-            assert_eq!(number(1, 5)(bad), Err("a whole number from 1 to 5".into()));
-        }
+    fn bytes_can_have_a_unit() {
         assert_eq!(bytes("1024"), Ok(1024));
         assert_eq!(bytes("1Gi"), Ok(1 << 30));
         assert!(bytes("1.5G").is_err());
-        assert_eq!(millis(0, 10)("7"), Ok(Duration::from_millis(7)));
-        assert!(seconds(1, 10)("11").unwrap_err().ends_with("(seconds)"));
     }
 }
