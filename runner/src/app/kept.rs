@@ -46,7 +46,7 @@ pub fn find_commit(record: &RunRecord, step: Option<&StepName>) -> anyhow::Resul
     };
     let before = record.pipeline.as_ref().and_then(|pipeline| {
         let graph = pipeline.graph();
-        let position = pipeline.steps.iter().position(|it| it.name == found.name)?;
+        let position = pipeline.position(&found.name)?;
         let before = pipeline.step(graph.begins_on(position)?)?;
         of(&before.name)?.image.clone()
     });

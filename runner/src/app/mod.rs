@@ -101,7 +101,7 @@ const SWEEP: Duration = Duration::from_secs(600);
 
 /// How long a task of the worker can stall before the watchdog acts: several successive store
 /// calls, each with a timeout of 5 s.
-const STANDS_STILL: Duration = Duration::from_secs(30);
+const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The worker's options from the settings.
 #[must_use]
@@ -112,12 +112,12 @@ pub fn worker_options(config: &Config, node: NodeId) -> worker::Options {
         slots: worker.max_parallel_runs as usize,
         parallel_steps: worker.max_parallel_steps as usize,
         lease_ttl: worker.lease_ttl,
-        stands_still: (worker.lease_ttl * 3).max(STANDS_STILL),
+        stall_timeout: (worker.lease_ttl * 3).max(STALL_TIMEOUT),
         kill_grace: worker.kill_grace,
         drain: worker.drain,
         network: config.engine.network.clone(),
         pull: config.engine.pull_policy,
-        heartbeat: worker.health_check,
+        node_refresh: worker.health_check,
         retention: Duration::from_secs(u64::from(worker.run_retention_days) * 24 * 3600),
         own_queue: true,
         rescue: true,

@@ -11,6 +11,8 @@ use thiserror::Error;
 use tokio::net::TcpStream;
 use tokio_util::compat::TokioAsyncReadCompatExt as _;
 
+use crate::ports::with_causes;
+
 /// The timeout of a probe.
 const PROBE: Duration = Duration::from_secs(2);
 
@@ -121,9 +123,9 @@ pub(super) async fn probe(connector: &RustlsConnector, host: &str, port: u16) ->
         let stream = TcpStream::connect((host, port)).await.ok()?;
         let mut stream = match connector.connect_async(host, stream.compat()).await {
             Ok(stream) => stream,
-            Err(error) => return Some(chain(&error)),
+            Err(error) => return Some(with_causes(&error)),
         };
-        stream.read(&mut [0]).await.err().map(|error| chain(&error))
+        stream.read(&mut [0]).await.err().map(|error| with_causes(&error))
     };
     // A server that accepts the certificate waits for data.
     tokio::time::timeout(PROBE, looking).await.ok().flatten()
@@ -137,7 +139,7 @@ pub(super) async fn speaks_tls(host: &str, port: u16) -> bool {
         match connector.connect_async(host, stream.compat()).await {
             Ok(_) => Some(true),
             Err(error) => {
-                let said = chain(&error);
+                let said = with_causes(&error);
                 let signs = ["certificate", "received fatal alert", "UnknownIssuer"];
                 Some(signs.iter().any(|sign| said.contains(sign)))
             }
@@ -168,24 +170,6 @@ fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
     CertificateDer::pem_slice_iter(pem)
         .collect::<Result<_, _>>()
         .map_err(|cause| format!("a certificate cannot be read: {cause}"))
-}
-
-/// Returns the text of an error and its causes, without repetitions.
-pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    causes(error.to_string(), error)
-}
-
-/// Appends the causes of an error to a text about it.
-pub(super) fn causes(mut text: String, error: &(dyn std::error::Error + 'static)) -> String {
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let said = cause.to_string();
-        if !text.contains(&said) {
-            text = format!("{text}: {said}");
-        }
-        next = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -134,19 +134,12 @@ impl Resolve for Guard {
 /// Returns the [`Refused`] that caused a client's error, if any.
 #[must_use]
 pub fn refusal<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a Refused> {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if let Some(refused) = error.downcast_ref::<Refused>() {
-            return Some(refused);
-        }
+    let mut errors = std::iter::successors(Some(error), |&error| error.source());
+    errors.find_map(|error| {
         // The source of an io::Error is not its content but the content's source.
-        let inside = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        if let Some(refused) = inside.and_then(|inside| inside.downcast_ref::<Refused>()) {
-            return Some(refused);
-        }
-        next = error.source();
-    }
-    None
+        let inside = || error.downcast_ref::<io::Error>()?.get_ref()?.downcast_ref();
+        error.downcast_ref().or_else(inside)
+    })
 }
 
 /// Returns the target if the response is a redirect. Clients here do not follow redirects

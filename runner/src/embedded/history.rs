@@ -58,7 +58,6 @@ impl History {
     }
 
     /// Drops the changes before a revision.
-    #[cfg(any(test, feature = "testing"))]
     pub(super) fn compact(&self, revision: i64) {
         let mut kept = self.kept.lock();
         while kept.steps.front().is_some_and(|step| step.revision < revision) {

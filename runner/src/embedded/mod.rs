@@ -157,7 +157,6 @@ impl Embedded {
     }
 
     /// Drops the history before a revision, which a cluster's store may do at any time.
-    #[cfg(any(test, feature = "testing"))]
     pub fn compact(&self, revision: i64) {
         self.store.compact(revision);
     }

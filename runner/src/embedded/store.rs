@@ -69,7 +69,6 @@ impl FileStore {
     }
 
     /// Drops the history before a revision, which a cluster's store may do at any time.
-    #[cfg(any(test, feature = "testing"))]
     pub(super) fn compact(&self, revision: i64) {
         self.shared.history.compact(revision);
     }

@@ -10,18 +10,20 @@ use thiserror::Error;
 /// Bytes that are not a valid frame header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("the engine's output begins a frame with {0:02x?}")]
-pub(super) struct BadFrame([u8; 8]);
+pub struct BadFrame([u8; 8]);
 
 /// Consecutive bytes of one stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Piece {
-    pub(super) stream: LogStream,
-    pub(super) bytes: Vec<u8>,
+pub struct Piece {
+    /// The stream.
+    pub stream: LogStream,
+    /// The bytes.
+    pub bytes: Vec<u8>,
 }
 
 /// Demultiplexes a connection's bytes, however they are split into reads.
 #[derive(Debug, Default)]
-pub(super) struct Demux {
+pub struct Demux {
     head: [u8; 8],
     have: usize,
     left: usize,
@@ -33,18 +35,21 @@ pub(super) struct Demux {
 
 impl Demux {
     /// A demultiplexer for framed output, or for the raw output of a terminal.
-    pub(super) fn of(raw: bool) -> Self {
+    pub fn of(raw: bool) -> Self {
         Self { raw, ..Self::default() }
     }
 
     /// Whether the input so far ends with a complete frame.
-    pub(super) fn is_whole(&self) -> bool {
+    pub fn is_whole(&self) -> bool {
         self.left == 0 && self.have == 0
     }
 
     /// Adds the pieces of `input` to `out`. Adjacent pieces of one stream are merged, so that
     /// output written line by line costs its reader no more than output written in blocks.
-    pub(super) fn feed(&mut self, mut input: &[u8], out: &mut Vec<Piece>) -> Result<(), BadFrame> {
+    ///
+    /// # Errors
+    /// [`BadFrame`] if the bytes are not framed output. The pieces before them have been added.
+    pub fn feed(&mut self, mut input: &[u8], out: &mut Vec<Piece>) -> Result<(), BadFrame> {
         while !input.is_empty() {
             let step = self.next(input)?;
             if let Some(stream) = step.stream
@@ -63,7 +68,10 @@ impl Demux {
 
     /// Takes the next payload bytes of one frame from `input`, and whether they begin a frame.
     /// `None` if `input` held only a part of a header.
-    pub(super) fn split(&mut self, input: &mut Bytes) -> Result<Option<(Piece, bool)>, BadFrame> {
+    ///
+    /// # Errors
+    /// [`BadFrame`] if the bytes are not framed output.
+    pub fn split(&mut self, input: &mut Bytes) -> Result<Option<(Piece, bool)>, BadFrame> {
         let step = self.next(input)?;
         let bytes = input.split_to(step.taken);
         let Some(stream) = step.stream else { return Ok(None) };

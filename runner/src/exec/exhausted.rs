@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use crate::ports::{ExecError, StepSpec, StopLevel, StopSignal};
+use crate::ports::{ExecError, Pauses, StepSpec, StopLevel, StopSignal};
 
 /// Whether the engine's disk is full.
 pub(super) fn no_space(message: &str) -> bool {
@@ -36,13 +36,13 @@ pub(super) fn no_temporary_space(message: &str) -> bool {
 /// Waits until the kernel might have room for keys again.
 #[derive(Debug)]
 pub(super) struct KeyWait {
-    next: Duration,
+    pauses: Pauses,
     until: Option<Instant>,
 }
 
 impl Default for KeyWait {
     fn default() -> Self {
-        Self { next: FIRST_PAUSE, until: None }
+        Self { pauses: Pauses::doubling(FIRST_PAUSE, LONGEST_PAUSE), until: None }
     }
 }
 
@@ -67,12 +67,12 @@ impl KeyWait {
         if Instant::now() >= until {
             return Err(error);
         }
-        tracing::warn!(step.name = %step.name, %error, "step {} waits for {:.1?}", step.name, self.next);
+        let pause = self.pauses.take_next();
+        tracing::warn!(step.name = %step.name, %error, "step {} waits for {pause:.1?}", step.name);
         tokio::select! {
-            () = sleep(self.next) => {}
+            () = sleep(pause) => {}
             _ = stop.above(StopLevel::Run) => return Err(ExecError::NotStarted),
         }
-        self.next = (self.next * 2).min(LONGEST_PAUSE);
         Ok(())
     }
 }

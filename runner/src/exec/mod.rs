@@ -11,19 +11,19 @@ mod beginning;
 pub mod call;
 mod copy;
 mod deadline;
-mod demux;
+pub mod demux;
 pub mod docker;
+mod engine;
 mod exhausted;
 #[cfg(test)]
 mod fast_clock;
-mod given;
 mod job;
 pub mod local;
 mod mount;
 mod named_files;
+mod output;
 pub mod podman;
-#[cfg(feature = "testing")]
-pub mod scripted;
+mod secrets_dir;
 pub mod ssh;
 mod unexecutable;
 mod with;

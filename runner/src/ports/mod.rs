@@ -1,14 +1,16 @@
-//! The worker's interface to the outside: traits, and the small types in their signatures. No
-//! adapters.
+//! The worker's interface to the outside: traits, and the small types in their signatures. Also what
+//! all adapters share: growing pauses and errors with their causes. No adapters.
 //!
-//! Every adapter of a port passes the same suite, in `conformance` (feature `testing`).
+//! Every adapter of a port passes the same conformance suite, in the crate `test-support`.
 
+mod causes;
 mod disk;
 mod events;
 mod executor;
 mod guard;
 mod host;
 mod outputs;
+mod pauses;
 mod queue;
 mod render;
 mod searched;
@@ -17,11 +19,9 @@ mod step;
 mod store;
 mod transfer;
 
-#[cfg(feature = "testing")]
-pub mod conformance;
-
 use std::sync::Arc;
 
+pub use causes::{append_causes, causes, with_causes};
 pub use disk::{BaseImage, Disk, matches_reference};
 pub use events::{EventStream, Events, EventsError, Position, Published, Ticket};
 pub use executor::{EngineInfo, ExecError, Executor, Images, Remote, STARTS_WITHIN, Steps};
@@ -30,6 +30,7 @@ pub use host::Host;
 pub use outputs::{
     ArchiveMatch, KeptFile, KeptOutputs, Notices, OutputLocation, OutputStore, Outputs, Stored,
 };
+pub use pauses::Pauses;
 pub use queue::{Consumer, Delivery, Message, Queue, QueueError, Route, Settle, Source};
 pub use render::{RenderError, Renderer, Rendering};
 pub use searched::{Leak, searched};

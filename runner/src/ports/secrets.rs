@@ -65,7 +65,7 @@ pub struct StepSecret {
 #[derive(Debug, Clone, Default)]
 pub struct StepSecrets {
     /// The secrets that the step receives. Empty after the step has ended.
-    pub given: Vec<StepSecret>,
+    pub granted: Vec<StepSecret>,
     /// Finds secrets that must not leave the step.
     pub forbidden: Option<Arc<dyn SecretMatcher>>,
 }
@@ -203,7 +203,7 @@ mod tests {
     fn the_debug_output_of_a_secret_holder_contains_no_secret() {
         let value = Secret::new(*b"hunter2");
         let given = StepSecret { name: "token".into(), env: None, value };
-        let shown = format!("{:?}", StepSecrets { given: vec![given], forbidden: None });
+        let shown = format!("{:?}", StepSecrets { granted: vec![given], forbidden: None });
         assert!(shown.contains("token") && !shown.contains("hunter2"), "{shown}");
     }
 }

@@ -182,8 +182,8 @@ pub struct Exit {
 pub struct StepOutcome {
     /// How it ended.
     pub exit: Exit,
-    /// The workspace that the step left: read by `export`, committed by `checkpoint`.
-    pub left: Workspace,
+    /// What the step left: read by `export`, committed by `checkpoint`.
+    pub workspace: Workspace,
     /// The step's result, if it reported one. Later steps may refer to parts of it.
     pub result: Option<Value>,
 }
@@ -191,8 +191,8 @@ pub struct StepOutcome {
 impl StepOutcome {
     /// Creates the result of a step that reports no value.
     #[must_use]
-    pub fn new(exit: Exit, left: Workspace) -> Self {
-        Self { exit, left, result: None }
+    pub fn new(exit: Exit, workspace: Workspace) -> Self {
+        Self { exit, workspace, result: None }
     }
 }
 

@@ -7,30 +7,21 @@ use reqwest::header::LOCATION;
 
 use super::address::{self, Service};
 use crate::egress::refusal;
-use crate::ports::TransferError;
+use crate::ports::{TransferError, causes};
 
 /// How many bytes of a response an error shows.
 pub(super) const SHOWN: usize = 300;
 
-/// The causes of an error, without the URL, which can contain a password.
-pub(super) fn chain(error: &reqwest::Error) -> String {
+/// Why a request failed, without its URL, which can contain a password.
+pub(super) fn reason(error: &reqwest::Error) -> String {
     if let Some(refused) = refusal(error) {
         return refused.to_string();
     }
-    let mut parts: Vec<String> = Vec::new();
-    let mut next: Option<&dyn std::error::Error> = std::error::Error::source(error);
-    while let Some(error) = next {
-        let part = error.to_string();
-        // Some errors repeat their cause in their own message.
-        if parts.last().is_none_or(|last| !last.contains(&part)) {
-            parts.push(part);
-        }
-        next = error.source();
-    }
-    match (parts.is_empty(), error.is_timeout()) {
+    let text = causes(error);
+    match (text.is_empty(), error.is_timeout()) {
         (true, true) => "no answer in time".into(),
         (true, false) => "the request could not be made".into(),
-        (false, _) => parts.join(": "),
+        (false, _) => text,
     }
 }
 

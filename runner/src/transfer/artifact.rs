@@ -11,7 +11,7 @@ use reqwest::Body;
 use tokio::sync::watch;
 
 use super::address::Service;
-use super::answer::{accepted, chain};
+use super::answer::{accepted, reason};
 use super::http::Http;
 use super::progress::Stalled;
 use super::progress::Timeouts;
@@ -72,7 +72,7 @@ impl Http {
                 "what was to be uploaded broke off: {cause}"
             )));
         }
-        let response = answer.map_err(|error| service.unreachable(chain(&error)))?;
+        let response = answer.map_err(|error| service.unreachable(reason(&error)))?;
         accepted(&service, response, idle).await.map(drop)
     }
 }

@@ -7,7 +7,7 @@ use hmac::{Hmac, Mac as _};
 use sha2::Sha256;
 
 use super::address::Service;
-use super::answer::chain;
+use super::answer::reason;
 use super::http::Http;
 use crate::ports::TransferError;
 
@@ -44,7 +44,7 @@ impl Http {
             }
         }
         let answer = request.body(body).send().await;
-        let answer = answer.map_err(|error| service.unreachable(chain(&error)))?;
+        let answer = answer.map_err(|error| service.unreachable(reason(&error)))?;
         Ok(answer.status().as_u16())
     }
 }

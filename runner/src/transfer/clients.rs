@@ -9,7 +9,7 @@ use reqwest::{Client, Response};
 use thiserror::Error;
 use url::Url;
 
-use super::answer::chain;
+use super::answer::reason;
 use super::progress::Timeouts;
 use crate::egress::{Policy, redirect};
 
@@ -63,7 +63,7 @@ impl Clients {
             .connect_timeout(self.timeouts.connect)
             .redirect(Redirects::none())
             .user_agent(concat!("bob-runner/", env!("CARGO_PKG_VERSION")));
-        let client = self.policy.guarded(builder, port).build().map_err(|error| chain(&error))?;
+        let client = self.policy.guarded(builder, port).build().map_err(|error| reason(&error))?;
         if by_port.len() >= MOST {
             by_port.clear();
         }
@@ -82,7 +82,7 @@ impl Clients {
         let mut hops = 0;
         loop {
             let client = self.to(&url).await?;
-            let response = client.get(url).send().await.map_err(|error| chain(&error))?;
+            let response = client.get(url).send().await.map_err(|error| reason(&error))?;
             match redirect(&response) {
                 None => return Ok(response),
                 Some(_) if hops == REDIRECTS => {

@@ -21,11 +21,11 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use url::Url;
 
 use super::address::Service;
-use super::answer::{accepted, chain};
+use super::answer::{accepted, reason};
 use super::clients::Clients;
 use super::http::Http;
 use super::spill::{Spill, SpillError};
-use crate::ports::{LoggerFeed, TransferError};
+use crate::ports::{LoggerFeed, Pauses, TransferError};
 
 /// The maximum size of the memory buffer, in bytes.
 const MEMORY: usize = 1 << 20;
@@ -242,7 +242,7 @@ impl Sender {
 
     /// Sends a batch until the logger accepts or rejects it for good.
     async fn deliver(&self, batch: Bytes) {
-        let mut wait = BACKOFF;
+        let mut pauses = Pauses::doubling(BACKOFF, LONGEST_BACKOFF);
         let mut failed = false;
         loop {
             match self.put(batch.clone()).await {
@@ -261,18 +261,16 @@ impl Sender {
                 }
             }
             let closing = self.shared.closing.is_cancelled();
-            let longest = if closing { LONGEST_AT_END } else { LONGEST_BACKOFF };
-            wait = wait.min(longest);
+            let pause = pauses.take_next();
             if closing {
-                tokio::time::sleep(wait).await;
+                tokio::time::sleep(pause.min(LONGEST_AT_END)).await;
             } else {
                 // When the run ends, retry at once.
                 tokio::select! {
-                    () = tokio::time::sleep(wait) => {}
+                    () = tokio::time::sleep(pause) => {}
                     () = self.shared.closing.cancelled() => {}
                 }
             }
-            wait *= 2;
         }
     }
 
@@ -281,7 +279,7 @@ impl Sender {
             let client = self.clients.to(&self.url).await?;
             let request = client.put(self.url.clone()).header(CONTENT_TYPE, "text/plain");
             let sent = request.body(batch).timeout(self.idle).send().await;
-            sent.map_err(|error| chain(&error))
+            sent.map_err(|error| reason(&error))
         };
         let answer = match sent.await {
             Ok(response) => accepted(&self.service, response, self.idle).await.map(drop),

@@ -8,7 +8,7 @@ use reqwest::header::CONTENT_ENCODING;
 use url::Url;
 
 use super::address::{Service, add_query};
-use super::answer::{accepted, chain};
+use super::answer::{accepted, reason};
 use super::http::Http;
 use super::progress::Progress;
 use super::tar;
@@ -76,7 +76,7 @@ impl Http {
                     return Some((Ok(chunk), Some((response, progress, from))));
                 }
                 Ok(Ok(None)) => return None,
-                Ok(Err(error)) => chain(&error),
+                Ok(Err(error)) => reason(&error),
                 Err(stalled) => format!("it sent {stalled}"),
             };
             let error = std::io::Error::other(format!("{from} broke off: {cause}"));

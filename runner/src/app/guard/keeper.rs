@@ -13,12 +13,12 @@ use protocol::id::NodeId;
 use tokio::process::{Child, Command};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::message::GuardMessage;
-use crate::ports::Guard;
+use crate::ports::{Guard, Pauses};
 
 pub use crate::telemetry::Form;
 
@@ -185,7 +185,7 @@ impl Keeper {
 
 /// Keeps a guard running until it is dismissed.
 async fn keep(line: Arc<Line>) {
-    let (mut pause, mut failed) = (AGAIN_FIRST, false);
+    let (mut pauses, mut failed) = (Pauses::doubling(AGAIN_FIRST, AGAIN_MOST), false);
     while !line.dismissed.is_cancelled() {
         let begun = Instant::now();
         match line.start() {
@@ -199,7 +199,7 @@ async fn keep(line: Arc<Line>) {
                     return;
                 }
                 if begun.elapsed() > AGAIN_MOST {
-                    pause = AGAIN_FIRST;
+                    pauses.reset();
                 }
                 warn!("the guard of this worker has ended by itself; another one is started");
             }
@@ -215,9 +215,8 @@ async fn keep(line: Arc<Line>) {
         tokio::select! {
             biased;
             () = line.dismissed.cancelled() => {}
-            () = sleep(pause) => {}
+            () = pauses.wait() => {}
         }
-        pause = (pause * 2).min(AGAIN_MOST);
     }
 }
 

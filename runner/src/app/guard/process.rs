@@ -20,7 +20,7 @@ use super::watch::{NextAction, Watch};
 use crate::app::lifeline::keep_alive;
 use crate::exec::podman::ListedContainers;
 use crate::host::Linux;
-use crate::ports::{ExecError, Host as _};
+use crate::ports::{ExecError, Host as _, Pauses};
 
 /// The longest sleep while a deadline is pending. tokio's clock stops while the host sleeps.
 const AWAKE: Duration = Duration::from_millis(500);
@@ -46,7 +46,7 @@ pub async fn guard_worker(worker: NodeId) -> anyhow::Result<()> {
         watch: Watch::default(),
         remains: Vec::new(),
         engine: None,
-        pause: AGAIN_FIRST,
+        pauses: Pauses::doubling(AGAIN_FIRST, AGAIN_MOST),
         is_away: false,
     };
     loop {
@@ -54,7 +54,7 @@ pub async fn guard_worker(worker: NodeId) -> anyhow::Result<()> {
         match guard.watch.due(guard.host.since_boot()) {
             NextAction::End => return Ok(()),
             NextAction::Listen(left) => {
-                guard.pause = AGAIN_FIRST;
+                guard.pauses.reset();
                 guard.wait(left.map(|left| left.min(AWAKE))).await;
             }
             NextAction::Kill => guard.kill().await?,
@@ -78,7 +78,8 @@ struct Guard {
     remains: Vec<WorkerContainers>,
     /// A connection that keeps the service started by the worker alive.
     engine: Option<UnixStream>,
-    pause: Duration,
+    /// The pauses between attempts to kill the containers.
+    pauses: Pauses,
     /// Whether it was already logged that the engine does not answer.
     is_away: bool,
 }
@@ -185,8 +186,7 @@ impl Guard {
 
     /// Sleeps between two attempts. A closed pipe would wake it at once, so it is not polled.
     async fn rest(&mut self) {
-        let pause = self.pause;
-        self.pause = (pause * 2).min(AGAIN_MOST);
+        let pause = self.pauses.take_next();
         if self.pipe.has_ended {
             tokio::time::sleep(pause).await;
         } else {

@@ -13,7 +13,7 @@ use super::faults::Fault;
 use super::live::Live;
 use super::target::Target;
 use super::topology::{self, Object};
-use crate::cluster::retry::Pace;
+use crate::cluster::retry::reconnect_pauses;
 
 /// After a connection that lasted this long, the first attempt to reconnect is made at once.
 const GOOD: Duration = Duration::from_secs(10);
@@ -202,7 +202,7 @@ async fn supervise(
     mut live: Arc<Live>,
 ) {
     let broker = target.at();
-    let mut pace = Pace::new();
+    let mut pauses = reconnect_pauses();
     loop {
         let fault = tokio::select! {
             biased;
@@ -211,14 +211,14 @@ async fn supervise(
         };
         let number = live.number + 1;
         if live.since.elapsed() >= GOOD {
-            pace.reset();
+            pauses.reset();
         }
         drop(live);
         warn!(%broker, cause = fault.cause(), "the connection to the broker is lost");
         let mut told = fault.cause().to_owned();
         state.send_replace(State::Down(fault));
         live = loop {
-            pace.wait().await;
+            pauses.wait().await;
             match plan.connect(&target, number).await {
                 Ok(live) => break live,
                 Err(fault) => {

@@ -3,7 +3,7 @@
 use lapin::{Error, ErrorKind};
 
 use crate::cluster::tls;
-use crate::ports::{EventsError, QueueError};
+use crate::ports::{EventsError, QueueError, with_causes};
 
 /// Prefix of the variables with the certificates.
 pub(super) const VARIABLE: &str = "BOB_QUEUE";
@@ -67,7 +67,7 @@ impl From<Error> for Fault {
         if let ErrorKind::ProtocolError(said) = error.kind() {
             return of_reply(said.get_id(), said.get_message().as_str());
         }
-        let text = tls::chain(&error);
+        let text = with_causes(&error);
         let text = text.strip_prefix("IO error: ").unwrap_or(&text).to_owned();
         match of_handshake(&text) {
             Some(denied) if error.is_io_error() => denied,

@@ -21,8 +21,8 @@ use tracing::{debug, warn};
 use super::client::AmqpQueue;
 use super::message;
 use crate::cluster::amqp::{Fault, topology};
-use crate::cluster::retry::Pace;
-use crate::ports::{Consumer, Delivery, QueueError, Route, Settle, Source};
+use crate::cluster::retry::reconnect_pauses;
+use crate::ports::{Consumer, Delivery, Pauses, QueueError, Route, Settle, Source};
 
 /// The timeout of opening a subscription, including reconnects.
 const SUBSCRIBE_DEADLINE: Duration = Duration::from_secs(15);
@@ -66,13 +66,13 @@ pub(super) struct AmqpConsumer {
     subscription: Option<Subscription>,
     /// The next subscription while it is being opened. Kept here because a caller may drop `next`.
     /// The subscription would then remain on the broker without a reader, holding a message.
-    opening: Option<BoxFuture<'static, (Pace, Result<Subscription, Fault>)>>,
-    pace: Option<Pace>,
+    opening: Option<BoxFuture<'static, (Pauses, Result<Subscription, Fault>)>>,
+    pauses: Option<Pauses>,
 }
 
 impl AmqpConsumer {
     pub(super) fn new(queue: AmqpQueue, source: Source, subscription: Subscription) -> Self {
-        Self { queue, source, subscription: Some(subscription), opening: None, pace: None }
+        Self { queue, source, subscription: Some(subscription), opening: None, pauses: None }
     }
 
     /// Waits for a delivery. Returns `None` if the subscription has ended.
@@ -98,27 +98,27 @@ impl Consumer for AmqpConsumer {
     async fn next(&mut self) -> Result<Delivery, QueueError> {
         loop {
             if let Some(delivered) = self.take().await {
-                self.pace = None;
+                self.pauses = None;
                 let hold = self.subscription.as_ref().map(|sub| Arc::clone(&sub.channel));
                 let hold = hold.unwrap_or_default();
                 return Ok(self.queue.delivery(self.source, delivered, hold));
             }
             self.subscription = None;
             let (queue, source) = (self.queue.clone(), self.source);
-            let mut pace = self.pace.take();
+            let mut pauses = self.pauses.take();
             let opening = self.opening.get_or_insert_with(|| {
                 Box::pin(async move {
                     // Make the first attempt at once: the connection is usually restored by then.
-                    match &mut pace {
-                        Some(pace) => pace.wait().await,
-                        None => pace = Some(Pace::new()),
+                    match &mut pauses {
+                        Some(pauses) => pauses.wait().await,
+                        None => pauses = Some(reconnect_pauses()),
                     }
-                    (pace.unwrap_or_else(Pace::new), queue.subscribe_in_time(source).await)
+                    (pauses.unwrap_or_else(reconnect_pauses), queue.subscribe_in_time(source).await)
                 })
             });
-            let (pace, opened) = opening.await;
+            let (pauses, opened) = opening.await;
             self.opening = None;
-            self.pace = Some(pace);
+            self.pauses = Some(pauses);
             match opened {
                 Ok(subscription) => self.subscription = Some(subscription),
                 Err(fault @ Fault::Denied(_)) => return Err(fault.of_queue(self.queue.at())),
@@ -233,7 +233,7 @@ impl AmqpSettle {
         properties: &BasicProperties,
         body: &[u8],
     ) -> Result<(), QueueError> {
-        let mut pace = Pace::new();
+        let mut pauses = reconnect_pauses();
         let mut is_reported = false;
         loop {
             let published = self.queue.publish_as_is(&Route::DeadLetter, properties.clone(), body);
@@ -244,7 +244,7 @@ impl AmqpSettle {
             if !std::mem::replace(&mut is_reported, true) {
                 warn!(%cause, "a dead letter cannot be published yet; it is retried");
             }
-            pace.wait().await;
+            pauses.wait().await;
         }
     }
 }

@@ -3,7 +3,7 @@
 use etcd_client::Error;
 
 use crate::cluster::tls;
-use crate::ports::StoreError;
+use crate::ports::{StoreError, append_causes, with_causes};
 
 /// Prefix of the variables with the certificates.
 const VARIABLE: &str = "BOB_STORAGE";
@@ -83,10 +83,10 @@ impl From<Error> for Fault {
     fn from(error: Error) -> Self {
         match error {
             Error::GRpcStatus(status) => {
-                let chain = tls::causes(status.message().to_owned(), &status);
+                let chain = append_causes(status.message().to_owned(), &status);
                 of_status(status.code() as i32, status.message(), &chain)
             }
-            Error::TransportError(transport) => of_transport(&tls::chain(&transport)),
+            Error::TransportError(transport) => of_transport(&with_causes(&transport)),
             Error::IoError(io) => of_transport(&io.to_string()),
             Error::LeaseKeepAliveError(said) if said.contains("lease not found") => Self::LeaseGone,
             Error::LeaseKeepAliveError(said)

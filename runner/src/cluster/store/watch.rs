@@ -10,8 +10,8 @@ use super::client::{Etcd, LARGEST_ANSWER};
 use super::convert;
 use super::errors::{Fault, of_cancel};
 use super::members::{DEADLINE, in_time};
-use crate::cluster::retry::Pace;
-use crate::ports::{Change, Changes, StoreError};
+use crate::cluster::retry::reconnect_pauses;
+use crate::ports::{Change, Changes, Pauses, StoreError};
 
 /// A watch that resumes after the last revision it has seen.
 struct Watching {
@@ -21,7 +21,7 @@ struct Watching {
     next: i64,
     stream: Option<WatchStream>,
     seen: VecDeque<Change>,
-    pace: Pace,
+    pauses: Pauses,
     over: bool,
 }
 
@@ -32,7 +32,7 @@ pub(super) async fn open(etcd: Etcd, prefix: &str, from: i64) -> Result<Changes,
         next: from.max(1),
         stream: None,
         seen: VecDeque::new(),
-        pace: Pace::new(),
+        pauses: reconnect_pauses(),
         over: false,
     };
     let mut opened = watching.reopen().await;
@@ -56,7 +56,7 @@ async fn step(mut watching: Watching) -> Option<(Result<Change, StoreError>, Wat
         let error = watching.store_error(fault);
         if error.retryable() {
             debug!(%error, prefix = watching.prefix, "a watch is opened again");
-            watching.pace.wait().await;
+            watching.pauses.wait().await;
         } else {
             watching.over = true;
             return Some((Err(error), watching));
@@ -104,7 +104,7 @@ impl Watching {
         let first = first.ok_or_else(|| Fault::Unreachable("it ended the watch".to_owned()))?;
         self.take(&first)?;
         self.stream = Some(stream);
-        self.pace.reset();
+        self.pauses.reset();
         Ok(())
     }
 

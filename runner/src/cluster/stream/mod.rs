@@ -179,8 +179,7 @@ fn report(kept: &SpillOutcome, why: &str) {
 /// broker and etcd, which can change between two workers.
 fn prefix_of(cluster: &str, vhost: &str, stream: &str) -> String {
     let digest = Sha256::digest(format!("{cluster}\n{vhost}\n{stream}"));
-    let id: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-    format!("events-{id}-")
+    format!("events-{}-", hex::encode(&digest[..8]))
 }
 
 /// Returns the URL of the stream. The native stream protocol is not supported, because its client

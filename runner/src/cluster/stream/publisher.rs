@@ -15,7 +15,7 @@ use tracing::warn;
 use super::buffer::Waiting;
 use super::shared::Shared;
 use crate::cluster::amqp::{Fault, Link, topology};
-use crate::cluster::retry::Pace;
+use crate::cluster::retry::reconnect_pauses;
 
 /// The number of events in one batch.
 const BATCH: usize = 128;
@@ -26,7 +26,7 @@ const DELIVERY_MODE: u8 = 2;
 
 /// Runs until the adapter ends.
 pub(super) async fn publish(shared: Arc<Shared>, link: Link, stream: String) {
-    let mut pace = Pace::new();
+    let mut pauses = reconnect_pauses();
     let mut told = String::new();
     // `live` only fails once this worker has closed the link.
     while let Ok(live) = link.live().await {
@@ -41,7 +41,7 @@ pub(super) async fn publish(shared: Arc<Shared>, link: Link, stream: String) {
         };
         shared.change(super::buffer::Buffer::nothing_is_sent);
         if progress {
-            pace.reset();
+            pauses.reset();
             told.clear();
         }
         if live.is_open() {
@@ -60,7 +60,7 @@ pub(super) async fn publish(shared: Arc<Shared>, link: Link, stream: String) {
                 // If this fails, the next attempt gets here again.
                 drop(link.declare_again(&live).await);
             }
-            pace.wait().await;
+            pauses.wait().await;
         }
     }
 }

@@ -12,8 +12,8 @@ use protocol::time::Millis;
 use tracing::debug;
 
 use crate::cluster::amqp::{Fault, Link, topology};
-use crate::cluster::retry::Pace;
-use crate::ports::{EventStream, EventsError, Position, Published};
+use crate::cluster::retry::reconnect_pauses;
+use crate::ports::{EventStream, EventsError, Pauses, Position, Published};
 
 /// The maximum number of unacknowledged messages.
 const AHEAD: u16 = 256;
@@ -136,7 +136,7 @@ struct Following {
     name: String,
     from: Start,
     reading: Option<ChannelSubscription>,
-    pace: Pace,
+    pauses: Pauses,
     over: bool,
 }
 
@@ -157,7 +157,14 @@ pub(super) async fn follow(
                 .map_or(Start::First, |last| Start::Offset(last + 1)),
         };
         let reading = Some(ChannelSubscription::open(&link, &name, from).await?);
-        Ok(Following { link: link.clone(), name, from, reading, pace: Pace::new(), over: false })
+        Ok(Following {
+            link: link.clone(),
+            name,
+            from,
+            reading,
+            pauses: reconnect_pauses(),
+            over: false,
+        })
     };
     let following = in_time(&link, opening).await.map_err(|fault: Fault| fault.of_stream(&at))?;
     Ok(stream::unfold(following, step).boxed())
@@ -176,7 +183,7 @@ async fn step(mut following: Following) -> Option<(Result<Published, EventsError
                     return Some((Err(error), following));
                 }
                 debug!(cause = fault.cause(), from = ?following.from, "the stream is opened again");
-                following.pace.wait().await;
+                following.pauses.wait().await;
             }
         }
     }
@@ -193,7 +200,7 @@ impl Following {
             }
         };
         let delivery = reading.next().await?;
-        self.pace.reset();
+        self.pauses.reset();
         let Some(offset) = offset(&delivery) else { return Ok(None) };
         if matches!(self.from, Start::Offset(wanted) if offset < wanted) {
             return Ok(None);

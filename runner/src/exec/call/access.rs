@@ -98,13 +98,9 @@ impl Trust {
 
 /// Parses 64 hexadecimal digits, with or without colons between the bytes.
 fn fingerprint(text: &str) -> Option<[u8; 32]> {
-    let digits: Vec<u32> =
-        text.chars().filter(|c| *c != ':').map(|c| c.to_digit(16)).collect::<Option<_>>()?;
-    let bytes: Vec<u8> = digits
-        .chunks_exact(2)
-        .filter_map(|pair| u8::try_from(pair[0] * 16 + pair[1]).ok())
-        .collect();
-    if digits.len() == 64 { bytes.try_into().ok() } else { None }
+    let mut bytes = [0; 32];
+    hex::decode_to_slice(text.replace(':', ""), &mut bytes).ok()?;
+    Some(bytes)
 }
 
 #[cfg(test)]

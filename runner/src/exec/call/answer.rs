@@ -5,6 +5,7 @@ use reqwest::{Response, StatusCode};
 use serde_json::Value;
 
 use super::address;
+use crate::ports::causes;
 
 /// The maximum size of a response body, in bytes.
 pub(super) const MOST: usize = 1024 * 1024;
@@ -106,23 +107,15 @@ pub(super) fn shortened(mut text: String) -> String {
     text
 }
 
-/// The causes of an error, without the URL, which can contain a secret.
-pub(super) fn chain(error: &reqwest::Error) -> String {
-    let mut parts: Vec<String> = Vec::new();
-    let mut next: Option<&dyn std::error::Error> = std::error::Error::source(error);
-    while let Some(error) = next {
-        let part = error.to_string();
-        // Some errors repeat their cause in their own message.
-        if parts.last().is_none_or(|last| !last.contains(&part)) {
-            parts.push(part);
-        }
-        next = error.source();
+/// Why a request failed, without its URL, which can contain a secret.
+pub(super) fn reason(error: &reqwest::Error) -> String {
+    if error.is_timeout() {
+        return "no answer in time".to_owned();
     }
-    let text = match (parts.is_empty(), error.is_timeout()) {
-        (_, true) => "no answer in time".to_owned(),
-        (true, false) => "the request could not be made".to_owned(),
-        (false, false) => parts.join(": "),
-    };
+    let text = causes(error);
+    if text.is_empty() {
+        return "the request could not be made".to_owned();
+    }
     if text.contains("invalid peer certificate") {
         return format!("{text} (`ca_file`, and of Proxmox `fingerprint`, say what to trust)");
     }

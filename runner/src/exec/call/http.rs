@@ -105,7 +105,7 @@ fn headers(with: StepArguments<'_>) -> Result<(HeaderMap, Vec<String>), ExecErro
         let text = match value {
             Value::String(text) => text.clone(),
             Value::Number(_) | Value::Bool(_) => value.to_string(),
-            Value::Null | Value::Array(_) | Value::Object(_) => return Err(bad("is not a text")),
+            Value::Null | Value::Array(_) | Value::Object(_) => return Err(bad("is not a string")),
         };
         let Ok(key) = HeaderName::from_bytes(name.as_bytes()) else {
             return Err(bad("is not the name of a header"));

@@ -15,7 +15,7 @@ use super::api::Api;
 use super::options::Options;
 use super::request::{Body, Call, Halt, Repeat, Request};
 use super::with::StepArguments;
-use crate::ports::ExecError;
+use crate::ports::{ExecError, Pauses};
 
 /// The prefix of every path.
 const API: [&str; 2] = ["api2", "json"];
@@ -189,7 +189,8 @@ async fn look(
 ) -> Result<Option<Value>, Halt> {
     let mut request = request(call, &Method::GET, path, query)?;
     let until = Instant::now() + wait;
-    let (mut pause, longest) = call.times().looks;
+    let (first, longest) = call.times().looks;
+    let mut pauses = Pauses::doubling(first, longest);
     let still = format!("{named} continues there");
     loop {
         let answer = call.good(&request).await.map_err(|halt| of(halt, &still))?;
@@ -197,13 +198,13 @@ async fn look(
         if is_over(&found) {
             return Ok(Some(found));
         }
+        let pause = pauses.take_next();
         if Instant::now() + pause > until {
             return Ok(None);
         }
         call.rest(pause, &still).await?;
         // Log only the first poll.
         request.quiet = true;
-        pause = (pause * 2).min(longest);
     }
 }
 

@@ -12,11 +12,11 @@ use tokio::time::Instant;
 
 use super::access::Access;
 use super::address::{add_query, below, origin};
-use super::answer::{Answer, MOST, chain, shortened, whole};
+use super::answer::{Answer, MOST, reason, shortened, whole};
 use super::options::Times;
 use super::tls::Clients;
 use crate::egress::refusal;
-use crate::ports::{Gate, LogSink, StopLevel, StopSignal};
+use crate::ports::{Gate, LogSink, Pauses, StopLevel, StopSignal};
 
 /// The maximum number of attempts for one request.
 const TRIES: u32 = 4;
@@ -131,10 +131,12 @@ impl Call {
 
     /// Sends a request, with retries if allowed, and returns the response whatever its status.
     pub(super) async fn send(&mut self, request: &Request) -> Result<Answer, Halt> {
+        let mut pauses = Pauses::doubling(self.times.again, LONGEST_WAIT);
         let mut tries = 1;
         loop {
             let sent = self.once(request).await?;
-            let wait = self.again(request, &sent, tries);
+            let usual = pauses.take_next();
+            let wait = Self::again(request, &sent, tries, usual);
             let Some(wait) = wait else {
                 return self.settled(request, sent);
             };
@@ -160,8 +162,14 @@ impl Call {
         }
     }
 
-    /// The pause before the request is retried. `None` if it is not retried.
-    fn again(&self, request: &Request, sent: &SendOutcome, tries: u32) -> Option<Duration> {
+    /// The pause before the request is retried: the one that the service asks for, else `usual`.
+    /// `None` if it is not retried.
+    fn again(
+        request: &Request,
+        sent: &SendOutcome,
+        tries: u32,
+        usual: Duration,
+    ) -> Option<Duration> {
         let passes = match sent {
             SendOutcome::Answer(answer, _) if answer.status == StatusCode::TOO_MANY_REQUESTS => {
                 request.repeat != Repeat::Never
@@ -177,7 +185,6 @@ impl Call {
             SendOutcome::Answer(_, asked) => *asked,
             SendOutcome::Lost { .. } | SendOutcome::Refused(_) | SendOutcome::TooLong => None,
         };
-        let usual = self.times.again * 2_u32.saturating_pow(tries - 1);
         (passes && tries < TRIES).then(|| asked.unwrap_or(usual).min(LONGEST_WAIT))
     }
 
@@ -354,7 +361,7 @@ fn lost(error: &reqwest::Error) -> SendOutcome {
         return SendOutcome::Refused(refused.to_string());
     }
     let taken = !error.is_connect() && !error.is_builder();
-    SendOutcome::Lost { why: chain(error), taken }
+    SendOutcome::Lost { why: reason(error), taken }
 }
 
 /// The seconds in `Retry-After`. A date is ignored because clocks differ.

@@ -43,7 +43,7 @@ impl<'a> StepArguments<'a> {
 
     /// An optional string.
     pub(super) fn text(self, key: &str) -> Result<Option<&'a str>, ExecError> {
-        let text = |value: &'a Value| value.as_str().ok_or_else(|| self.mismatch(key, "a text"));
+        let text = |value: &'a Value| value.as_str().ok_or_else(|| self.mismatch(key, "a string"));
         self.get(key).map(text).transpose()
     }
 
@@ -70,7 +70,7 @@ impl<'a> StepArguments<'a> {
             Some(Value::String(text)) => Ok(Some(text.clone())),
             Some(Value::Number(number)) => Ok(Some(number.to_string())),
             Some(Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_)) => {
-                Err(self.mismatch(key, "a number or a text"))
+                Err(self.mismatch(key, "a number or a string"))
             }
         }
     }

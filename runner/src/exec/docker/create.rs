@@ -37,7 +37,7 @@ pub(super) fn body(
     options: JobOptions,
     argv: &Argv,
 ) -> Result<ContainerCreateBody, ExecError> {
-    let gives = !step.secrets.given.is_empty();
+    let gives = !step.secrets.granted.is_empty();
     let mut env = Vec::new();
     let says = |name: &str| {
         let begins = format!("{name}=");
@@ -48,7 +48,7 @@ pub(super) fn body(
     }
     env.extend(step.env.iter().map(|(name, value)| format!("{name}={value}")));
     if gives {
-        env.push(format!("{}={}", StepSecrets::VARIABLE, crate::exec::given::DIR));
+        env.push(format!("{}={}", StepSecrets::VARIABLE, crate::exec::secrets_dir::DIR));
     }
     // Anonymous volumes work on a remote engine and are removed with the container.
     let mut volumes = vec![JOB_DIR.to_owned()];
@@ -108,7 +108,7 @@ fn host(
     let mounts = mounts.into_iter().map(|given| mount(step, given)).collect::<Result<_, _>>()?;
     let memory = step.limits.mem.map(|mem| i64::try_from(mem.bytes()).unwrap_or(i64::MAX));
     let quota = step.limits.cpu.map(|cpu| quota(cpu.share(), ground.client.cpus));
-    let gives = !step.secrets.given.is_empty();
+    let gives = !step.secrets.granted.is_empty();
     let options = "rw,nosuid,nodev,noexec,mode=1777".to_owned();
     Ok(HostConfig {
         init: Some(ground.client.has_init()),
@@ -118,7 +118,7 @@ fn host(
         cpu_quota: quota,
         cpu_period: quota.map(|_| CPU_PERIOD_MICROS),
         mounts: Some(mounts),
-        tmpfs: gives.then(|| HashMap::from([(crate::exec::given::DIR.to_owned(), options)])),
+        tmpfs: gives.then(|| HashMap::from([(crate::exec::secrets_dir::DIR.to_owned(), options)])),
         log_config: Some(log(ground.client.is_podman, ground.log_bytes)),
         ..HostConfig::default()
     })

@@ -9,15 +9,15 @@ use bollard::models::SystemInfo;
 use bollard::{API_DEFAULT_VERSION, ClientVersion};
 use protocol::id::NodeId;
 use serde::Deserialize;
-use sha2::{Digest as _, Sha256};
 use tokio::sync::OnceCell;
 use tokio_util::task::TaskTracker;
 
 use super::fault;
-use super::wire::{Target, Wire};
+use super::wire::Wire;
 use crate::exec::access::HostAccess;
+use crate::exec::engine::{EngineAddress, machine_id, store_id};
 use crate::exec::exhausted::{no_keys, no_space};
-use crate::ports::ExecError;
+use crate::ports::{ExecError, with_causes};
 
 /// The timeout for the start of a response, in seconds.
 const ANSWERS: u64 = 120;
@@ -159,11 +159,11 @@ impl Docker {
         let version: Version = self.wire.get("/version").await?;
         let speaks = spoken(&version.api_version);
         let docker = match &self.wire.target {
-            Target::Unix(path) => {
+            EngineAddress::Unix(path) => {
                 let path = path.to_string_lossy();
                 bollard::Docker::connect_with_unix(&path, ANSWERS, &speaks)?
             }
-            Target::Tcp(host) => bollard::Docker::connect_with_http(host, ANSWERS, &speaks)?,
+            EngineAddress::Tcp(host) => bollard::Docker::connect_with_http(host, ANSWERS, &speaks)?,
         };
         // bollard encodes this header in standard base64, but engines expect the URL-safe alphabet.
         let docker = docker.with_request_modifier(|mut request| {
@@ -192,23 +192,14 @@ impl Docker {
 
     /// A stable id of the engine's container store. podman's own id changes with every request.
     fn id_of(&self, info: &SystemInfo) -> String {
-        let machine = match self.wire.target {
-            Target::Unix(_) => std::fs::read_to_string("/etc/machine-id").ok(),
-            Target::Tcp(_) => None,
-        };
-        let machine = machine.map(|id| id.trim().to_owned()).filter(|id| !id.is_empty());
-        let machine = machine.or_else(|| info.name.clone()).unwrap_or_default();
-        let root = info.docker_root_dir.as_deref().unwrap_or_default();
-        let digest = Sha256::digest(format!("{machine}\n{root}"));
-        digest.iter().take(16).fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"))
+        let files: &[&str] = if self.socket().is_some() { &["/etc/machine-id"] } else { &[] };
+        let machine = machine_id(files).or_else(|| info.name.clone()).unwrap_or_default();
+        store_id(&machine, info.docker_root_dir.as_deref().unwrap_or_default())
     }
 
     /// The engine's socket if it is on this host.
     pub(super) fn socket(&self) -> Option<&Path> {
-        match &self.wire.target {
-            Target::Unix(path) => Some(path),
-            Target::Tcp(_) => None,
-        }
+        self.wire.target.socket()
     }
 
     /// Why a step cannot mount a volume. A Docker engine runs as root and holds volumes of other
@@ -227,7 +218,7 @@ impl Docker {
         if fault::is_away(error) {
             return ExecError::Unreachable {
                 at: self.wire.address.clone(),
-                cause: fault::whole(error),
+                cause: with_causes(error),
             };
         }
         if no_space(said) {
@@ -236,7 +227,7 @@ impl Docker {
         if no_keys(said) {
             return ExecError::KeyQuota { cause: said.to_owned() };
         }
-        let cause = if said.is_empty() { fault::whole(error) } else { said.trim().to_owned() };
+        let cause = if said.is_empty() { with_causes(error) } else { said.trim().to_owned() };
         ExecError::Engine { doing: doing.to_owned(), cause }
     }
 }

@@ -34,17 +34,3 @@ pub(super) fn is_away(error: &Error) -> bool {
             | Error::SocketNotFoundError(_)
     )
 }
-
-/// An error with the chain of its causes.
-pub(super) fn whole(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut deeper = std::error::Error::source(error);
-    while let Some(source) = deeper {
-        let said = source.to_string();
-        if !text.contains(&said) {
-            text = format!("{text}: {said}");
-        }
-        deeper = source.source();
-    }
-    text
-}

@@ -8,22 +8,24 @@ use bollard::query_parameters::RemoveContainerOptionsBuilder;
 use futures::StreamExt as _;
 use protocol::id::{Epoch, RunId};
 use protocol::names;
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 use super::{Docker, fault};
-use crate::ports::{ExecError, LeftoverRun};
+use crate::ports::{ExecError, LeftoverRun, Pauses};
 
 /// How many containers of one run are removed concurrently.
 const AT_A_TIME: usize = 4;
 /// How long to retry the removal of a container.
 const WITHIN: Duration = Duration::from_secs(60);
-const SLOWEST: Duration = Duration::from_secs(2);
+/// The pauses between two attempts.
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 impl Docker {
     /// Removes a container, running or not, and its anonymous volumes. Returns once it is gone.
     pub(super) async fn remove(&self, id: &str) -> Result<(), Error> {
         let until = Instant::now() + WITHIN;
-        let mut pause = Duration::from_millis(20);
+        let mut pauses = Pauses::doubling(FIRST_PAUSE, LONGEST_PAUSE);
         loop {
             let options = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
             let removed = self.client().await?.docker.remove_container(id, Some(options)).await;
@@ -36,8 +38,7 @@ impl Docker {
                 }
                 Err(error) => return Err(error),
             }
-            sleep(pause).await;
-            pause = (pause * 2).min(SLOWEST);
+            pauses.wait().await;
         }
     }
 

@@ -8,7 +8,7 @@
 
 use std::fmt::Write as _;
 
-use crate::exec::given::{DIR, exports};
+use crate::exec::secrets_dir::{DIR, exports};
 use crate::ports::{ExecError, StepSecret, StepSpec};
 
 /// Reads pairs of lines, a name and the `printf %b` form of its value, until an empty name.
@@ -49,7 +49,7 @@ pub(super) fn written(given: &[StepSecret]) -> Vec<u8> {
 
 /// Checks that a step can receive its secrets.
 pub(super) fn can_be_given(step: &StepSpec, has_tty: bool) -> Result<(), ExecError> {
-    if step.secrets.given.is_empty() || !has_tty {
+    if step.secrets.granted.is_empty() || !has_tty {
         return Ok(());
     }
     Err(ExecError::Unsupported(format!(
@@ -81,7 +81,7 @@ mod tests {
     #[test]
     fn a_step_with_a_terminal_is_given_none() {
         let with = json!({ "image": "i", "tty": true });
-        let secrets = StepSecrets { given: given(b"x"), forbidden: None };
+        let secrets = StepSecrets { granted: given(b"x"), forbidden: None };
         let step = StepSpec { secrets, ..docker_step(with) };
         let said = can_be_given(&step, true).unwrap_err().to_string();
         assert!(said.contains(step.name.as_str()) && said.contains("tty"), "{said}");

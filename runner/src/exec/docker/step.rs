@@ -14,12 +14,12 @@ use super::wire::Attached;
 use super::{Docker, fault, secrets};
 use crate::exec::access::real;
 use crate::exec::argv::{Argv, check_length};
-use crate::exec::beginning::{Beginning, NotExecuted};
-use crate::exec::copy::ReceivedOutput;
+use crate::exec::beginning::NotExecuted;
 use crate::exec::deadline::{Flow, or_stopped};
 use crate::exec::exhausted::{KeyWait, no_keys};
 use crate::exec::job::{JobOptions, container_name, own_image};
 use crate::exec::mount::{JobMount, MountHost, Source};
+use crate::exec::output::StepOutput;
 use crate::exec::unexecutable::Head;
 use crate::exec::work_dir::is_about_work_dir;
 use crate::ports::{
@@ -111,7 +111,7 @@ impl Docker {
             log_bytes: self.log_bytes,
         };
         let first =
-            (!step.secrets.given.is_empty()).then(|| secrets::receiving(&step.secrets.given));
+            (!step.secrets.granted.is_empty()).then(|| secrets::receiving(&step.secrets.granted));
         let image_words = ground.config.entrypoint.clone().unwrap_or_default();
         let argv = Argv::of(step, &image_words);
         let program = argv.program();
@@ -124,7 +124,7 @@ impl Docker {
             self.check_created(own_image(step).unwrap_or(&run.image), &id).await?;
             self.open_job_dir(&id, &user).await?;
             self.put_script(&id, &argv.files).await?;
-            let gives = !step.secrets.given.is_empty();
+            let gives = !step.secrets.granted.is_empty();
             let path = format!(
                 "{}/containers/{id}/attach?stream=true&stdout=true&stderr=true&logs=false&stdin={gives}",
                 client.prefix
@@ -238,18 +238,13 @@ impl Docker {
         let flow = Flow::default();
         let mut follower = Follower {
             docker: self,
-            id: &id,
-            out,
-            seen: ReceivedOutput::default(),
-            beginning: Beginning::default(),
-            raw: has_tty,
+            output: StepOutput::new(&id, out, has_tty, &flow),
             went: false,
-            flow: &flow,
         };
         let giving = async {
-            if !step.secrets.given.is_empty() {
+            if !step.secrets.granted.is_empty() {
                 // If the step ends before it reads them, its exit code shows that.
-                input.write_all(&secrets::written(&step.secrets.given)).await.ok();
+                input.write_all(&secrets::written(&step.secrets.granted)).await.ok();
                 input.shutdown().await.ok();
             }
         };
@@ -268,11 +263,11 @@ impl Docker {
             }
         };
         if let Ok(Ok(ended)) = &ended
-            && let Some(report) = follower.beginning.not_executed(ended.exit_code())
+            && let Some(report) = follower.output.beginning.not_executed(ended.exit_code())
         {
             return Err(self.not_executed(step, (&id, &program), &report).await);
         }
-        follower.release().await;
+        follower.output.release().await;
         let ended = match ended {
             Ok(ended) => ended?,
             Err(removed) => return removed.map(|super::stop::Removed| None),

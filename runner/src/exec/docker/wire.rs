@@ -4,7 +4,6 @@
 //! states it does not know. So this module reads output as raw bytes and parses only the needed
 //! fields of a container.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use bollard::errors::Error;
@@ -17,34 +16,23 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
+use crate::exec::engine::EngineAddress;
 use crate::exec::work_dir::STAT_HEADER;
 use crate::ports::ExecError;
 
 /// The timeout for the start of a response, and then for the next bytes of it.
 pub(super) const ANSWERS: Duration = Duration::from_secs(60);
 
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
-
 /// The streams of an attached container.
 pub(super) type Attached = TokioIo<hyper::upgrade::Upgraded>;
-
-/// The transport to the engine.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Target {
-    Unix(PathBuf),
-    Tcp(String),
-}
 
 /// Connections to an engine.
 #[derive(Debug)]
 pub(super) struct Wire {
-    pub(super) target: Target,
+    pub(super) target: EngineAddress,
     /// The address as configured.
     pub(super) address: String,
     drivers: TaskTracker,
@@ -58,35 +46,16 @@ struct Refusal {
 impl Wire {
     /// Parses an address: `unix:///path`, `http://host:port` or `tcp://host:port`.
     pub(super) fn new(address: &str) -> Result<Self, ExecError> {
-        let bad = || {
+        let target = EngineAddress::parse(address, None).ok_or_else(|| {
             ExecError::Unsupported(format!(
                 "the Docker engine's address {address:?} must be unix:///path, http://host:port or tcp://host:port; set BOB_DOCKER_URL"
             ))
-        };
-        let target = match address.split_once("://") {
-            Some(("unix", path)) if path.starts_with('/') => Target::Unix(path.into()),
-            Some(("http" | "tcp", rest)) => {
-                let host = rest.trim_end_matches('/');
-                let (name, port) = host.rsplit_once(':').ok_or_else(bad)?;
-                if name.is_empty() || host.contains('/') || port.parse::<u16>().is_err() {
-                    return Err(bad());
-                }
-                Target::Tcp(host.to_owned())
-            }
-            Some(_) | None => return Err(bad()),
-        };
+        })?;
         Ok(Self { target, address: address.to_owned(), drivers: TaskTracker::new() })
     }
 
     async fn connect(&self) -> Result<http1::SendRequest<Full<Bytes>>, Error> {
-        let stream: Box<dyn Stream> = match &self.target {
-            Target::Unix(path) => Box::new(UnixStream::connect(path).await?),
-            Target::Tcp(host) => {
-                let stream = TcpStream::connect(host).await?;
-                stream.set_nodelay(true)?;
-                Box::new(stream)
-            }
-        };
+        let stream = self.target.connect().await?;
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         // The task ends with its sender. The sender's calls return the same error.
         drop(self.drivers.spawn(connection.with_upgrades()));

@@ -101,7 +101,7 @@ impl Local {
         step: &StepSpec,
         job: &mut Job,
     ) -> Result<WrittenSecrets, ExecError> {
-        let (place, given) = (self.place(), step.secrets.given.clone());
+        let (place, given) = (self.place(), step.secrets.granted.clone());
         let (run, name) = (run.clone(), format!("{}-{}", step.position, step.attempt));
         let handed = tokio::task::spawn_blocking(move || place.hand((&run, &name), &given)).await;
         let handed = handed.map_err(|cause| failed("handing secrets to a step", cause))?;

@@ -10,7 +10,7 @@ use protocol::names;
 use serde::Deserialize;
 use tokio::time::sleep;
 
-use super::call::{EngineCall, Fault, Repeat, Reply, saw_a_removal};
+use super::call::{EngineCall, Fault, Repeat, Reply, removal_pauses, saw_a_removal};
 use super::create::Create;
 use super::http::Link;
 use super::image::Inspected;
@@ -234,7 +234,7 @@ impl Link {
 
     /// Makes an idempotent call, and retries it if a concurrent removal disturbed it.
     pub(super) async fn call_again(&mut self, ask: EngineCall) -> Result<Reply, Fault> {
-        let mut tries = 0;
+        let (mut tries, mut pauses) = (0, removal_pauses());
         loop {
             match self.call(ask.clone()).await?.good() {
                 // A plain "not found" will not change.
@@ -245,7 +245,7 @@ impl Link {
                 {
                     tries += 1;
                     tracing::debug!(%fault, "asking once more");
-                    sleep(Duration::from_millis(20 << tries)).await;
+                    pauses.wait().await;
                 }
                 answered => return answered,
             }

@@ -66,8 +66,7 @@ impl BaseMark<'_> {
 }
 
 fn digits_of(name: &str) -> String {
-    let digest = Sha256::digest(name);
-    digest.iter().take(DIGITS / 2).fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"))
+    hex::encode(&Sha256::digest(name)[..DIGITS / 2])
 }
 
 /// The repository of the mark for an image pulled by a name. It contains the id because a later

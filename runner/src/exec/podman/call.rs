@@ -16,7 +16,7 @@ use thiserror::Error;
 use tokio::time::timeout;
 
 pub(super) use crate::exec::exhausted::no_space;
-use crate::ports::ByteStream;
+use crate::ports::{ByteStream, Pauses, with_causes};
 
 /// The prefix of every path. Newer engines still accept this version.
 const PREFIX: &str = "/v4.0.0/libpod";
@@ -95,6 +95,11 @@ pub(super) fn saw_a_removal(message: &str) -> bool {
     ]
     .iter()
     .any(|said| message.contains(said))
+}
+
+/// The pauses before a call is retried that [`saw_a_removal`].
+pub(super) fn removal_pauses() -> Pauses {
+    Pauses::doubling(Duration::from_millis(40), Duration::from_secs(2))
 }
 
 /// A complete response.
@@ -212,15 +217,9 @@ pub(super) fn empty() -> Body {
     Full::default().map_err(|never| match never {}).boxed_unsync()
 }
 
-/// The fault of a failed connection, with its chain of causes.
+/// The fault of a failed connection, with its causes.
 pub(super) fn broken<E: std::error::Error>(cause: E) -> Fault {
-    let mut text = cause.to_string();
-    let mut deeper = std::error::Error::source(&cause);
-    while let Some(source) = deeper {
-        text = format!("{text}: {source}");
-        deeper = source.source();
-    }
-    Fault::Broken(text)
+    Fault::Broken(with_causes(&cause))
 }
 
 /// Reads a response to its end.

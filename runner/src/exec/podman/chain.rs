@@ -1,13 +1,11 @@
 //! The chain of a run's images: the base, images taken over, and the commit of each step.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use protocol::pipeline::PullPolicy;
-use tokio::time::sleep;
 
 use super::api::Commit;
-use super::call::{EngineCall, Fault, Reply, no_space, saw_a_removal};
+use super::call::{EngineCall, Fault, Reply, no_space, removal_pauses, saw_a_removal};
 use super::http::Link;
 use super::image::{ImageFacts, PIN, RESUME, TAGS, is_to_squash};
 use super::{Podman, path};
@@ -214,7 +212,7 @@ impl Podman {
         link: &mut Link,
         commit: &Commit<'_>,
     ) -> Result<String, ExecError> {
-        let mut tries = 0;
+        let (mut tries, mut pauses) = (0, removal_pauses());
         loop {
             let fault = match link.commit(commit).await {
                 Ok(id) => return Ok(id),
@@ -232,7 +230,7 @@ impl Podman {
                 return Err(fault.at("keeping what a step left", &self.http));
             }
             tracing::debug!(container.id = commit.container, %fault, "committing once more");
-            sleep(Duration::from_millis(20 << tries)).await;
+            pauses.wait().await;
         }
     }
 }

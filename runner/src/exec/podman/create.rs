@@ -9,8 +9,8 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::image::Base;
-use crate::exec::given;
 use crate::exec::job::container_name;
+use crate::exec::secrets_dir;
 use crate::ports::{RunScope, StepSecrets, StepSpec};
 
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -92,8 +92,8 @@ impl Create {
         if let Some(network) = network {
             made.network(network);
         }
-        if !step.secrets.given.is_empty() {
-            made.env.insert(StepSecrets::VARIABLE.to_owned(), given::DIR.to_owned());
+        if !step.secrets.granted.is_empty() {
+            made.env.insert(StepSecrets::VARIABLE.to_owned(), secrets_dir::DIR.to_owned());
         }
         made
     }

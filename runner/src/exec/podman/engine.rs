@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use protocol::id::NodeId;
-use sha2::{Digest as _, Sha256};
 use tokio::sync::OnceCell;
 use tokio::time::timeout;
 
@@ -22,10 +21,13 @@ use super::registry::Registry;
 use super::starts::{Init, Starts};
 use super::volume_uses::VolumeUses;
 use crate::exec::access::HostAccess;
+use crate::exec::engine::{machine_id, store_id};
 use crate::ports::{EngineInfo, ExecError};
 
 /// The timeout for the engine's description of itself.
 const LOOKING: Duration = Duration::from_secs(60);
+/// The files of this machine's id.
+const MACHINE_IDS: [&str; 2] = ["/etc/machine-id", "/var/lib/dbus/machine-id"];
 /// The executor's name in nodes and events.
 pub const NAME: &str = "podman";
 /// How to reach the engine, and defaults for steps.
@@ -175,11 +177,11 @@ impl Podman {
         let store = info.store.as_ref();
         let root = store.and_then(|store| store.graph_root.clone()).unwrap_or_default();
         let warning = loses_changes(store.and_then(|store| store.graph_driver_name.as_deref()));
-        let machine = machine_id(self.http.is_local())
+        let files: &[&str] = if self.http.is_local() { &MACHINE_IDS } else { &[] };
+        let machine = machine_id(files)
             .or_else(|| host.and_then(|host| host.hostname.clone()))
             .unwrap_or_default();
-        let digest = Sha256::digest(format!("{machine}\n{root}"));
-        let id = digest.iter().take(16).fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
+        let id = store_id(&machine, &root);
         let cpus = host.and_then(|host| u64::try_from(host.cpus?).ok()).unwrap_or(1).max(1);
         let controllers = host.and_then(|host| host.cgroup_controllers.clone());
         let is_rootless =
@@ -224,20 +226,10 @@ impl Podman {
     }
 }
 
-/// The innermost error, without its wrappers.
+/// The message of the innermost error, without its wrappers.
 fn innermost(error: &dyn std::error::Error) -> String {
-    let mut deepest = error;
-    while let Some(source) = deepest.source() {
-        deepest = source;
-    }
-    deepest.to_string()
-}
-
-/// The machine id, if the engine is on this machine.
-fn machine_id(local: bool) -> Option<String> {
-    let files = ["/etc/machine-id", "/var/lib/dbus/machine-id"];
-    let read = |file: &&str| std::fs::read_to_string(file).ok().map(|id| id.trim().to_owned());
-    if local { files.iter().find_map(read).filter(|id| !id.is_empty()) } else { None }
+    let causes = std::iter::successors(error.source(), |&cause| cause.source());
+    causes.last().unwrap_or(error).to_string()
 }
 
 /// Why a rootless engine enforces no limits with control groups of version 1 or in hybrid mode.

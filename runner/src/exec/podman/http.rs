@@ -4,7 +4,7 @@
 //! connection while it runs, which also shows whether the engine is still the same process.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -15,35 +15,31 @@ use hyper::header::{CONNECTION, UPGRADE};
 use hyper::{Method, Response};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::UnixStream;
 use tokio::time::{Instant, sleep, timeout};
+use tokio_util::either::Either;
 use tokio_util::task::TaskTracker;
 
 use super::call::{
     ANSWERS, Body, EngineCall, Fault, Repeat, Reply, broken, empty, no_space, read, request,
 };
+use crate::exec::engine::EngineAddress;
 use crate::exec::exhausted::no_keys;
-use crate::ports::ExecError;
+use crate::ports::{ExecError, Pauses};
 
 /// The maximum number of idle connections.
 const KEPT: usize = 64;
 /// The timeout of one connection attempt.
 const CONNECTING: Duration = Duration::from_secs(10);
+/// The pauses between two connection attempts.
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// How long after a crash an engine can still fail because of what it left half done.
 const LATELY: Duration = Duration::from_secs(20);
 
-trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
-
-enum Target {
-    Unix(PathBuf),
-    Tcp(String),
-}
-
 /// The engine's address and the connections to it.
 pub(super) struct Http {
-    target: Target,
+    target: EngineAddress,
     /// The address as configured.
     pub(super) address: String,
     idle: Mutex<Vec<SendRequest<Body>>>,
@@ -64,26 +60,11 @@ impl std::fmt::Debug for Http {
 impl Http {
     /// Parses an address: `unix:///path`, `http://host:port` or `tcp://host:port`.
     pub(super) fn new(address: &str) -> Result<Arc<Self>, ExecError> {
-        let bad = || {
+        let target = EngineAddress::parse(address, Some(80)).ok_or_else(|| {
             ExecError::Unsupported(format!(
                 "the container engine's address {address:?} must be unix:///path, http://host:port or tcp://host:port; set CONTAINER_ENGINE_URL"
             ))
-        };
-        let target = match address.split_once("://") {
-            Some(("unix", path)) if path.starts_with('/') => Target::Unix(path.into()),
-            Some(("http" | "tcp", rest)) => {
-                let host = rest.trim_end_matches('/');
-                let port = host
-                    .rsplit_once(':')
-                    .is_some_and(|(name, port)| !name.is_empty() && port.parse::<u16>().is_ok());
-                match (port, host.contains('/') || host.is_empty()) {
-                    (_, true) => return Err(bad()),
-                    (true, false) => Target::Tcp(host.to_owned()),
-                    (false, false) => Target::Tcp(format!("{host}:80")),
-                }
-            }
-            Some(_) | None => return Err(bad()),
-        };
+        })?;
         Ok(Arc::new(Self {
             target,
             address: address.to_owned(),
@@ -97,15 +78,12 @@ impl Http {
 
     /// Whether the engine is on this machine.
     pub(super) fn is_local(&self) -> bool {
-        matches!(self.target, Target::Unix(_))
+        self.socket().is_some()
     }
 
     /// Its socket, if it is on this machine.
     pub(super) fn socket(&self) -> Option<&Path> {
-        match &self.target {
-            Target::Unix(path) => Some(path),
-            Target::Tcp(_) => None,
-        }
+        self.target.socket()
     }
 
     /// Notes that the engine answered elsewhere. From now on calls wait for it.
@@ -167,19 +145,11 @@ impl Http {
             self.went();
             Fault::Unreachable(cause.to_string())
         };
-        let wire: Box<dyn Wire> = match &self.target {
-            Target::Unix(path) => {
-                let stream = UnixStream::connect(path).await.map_err(away)?;
-                self.shares_processes.store(shares_processes(&stream), Ordering::Relaxed);
-                Box::new(stream)
-            }
-            Target::Tcp(host) => {
-                let stream = TcpStream::connect(host).await.map_err(away)?;
-                stream.set_nodelay(true).map_err(away)?;
-                Box::new(stream)
-            }
-        };
-        let (sender, connection) = http1::handshake(TokioIo::new(wire)).await.map_err(broken)?;
+        let stream = self.target.connect().await.map_err(away)?;
+        if let Either::Left(local) = &stream {
+            self.shares_processes.store(shares_processes(local), Ordering::Relaxed);
+        }
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
         // The task ends with its sender. The sender's calls return the same error.
         drop(self.drivers.spawn(connection.with_upgrades()));
         Ok(sender)
@@ -187,9 +157,10 @@ impl Http {
 
     async fn connect_within(&self, patience: Duration) -> Result<SendRequest<Body>, Fault> {
         let until = Instant::now() + patience;
-        let mut pause = Duration::from_millis(20);
+        let mut pauses = Pauses::doubling(FIRST_PAUSE, LONGEST_PAUSE);
         loop {
             let made = timeout(CONNECTING, self.connect()).await;
+            let pause = pauses.take_next();
             let late =
                 || Fault::Unreachable(format!("no connection within {} s", CONNECTING.as_secs()));
             match made.unwrap_or_else(|_| Err(late())) {
@@ -205,7 +176,6 @@ impl Http {
                 }
             }
             sleep(pause).await;
-            pause = (pause * 2).min(Duration::from_secs(1));
         }
     }
 

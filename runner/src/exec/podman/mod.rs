@@ -29,8 +29,6 @@ mod disk;
 mod engine;
 mod etc;
 mod files;
-#[cfg(feature = "testing")]
-pub mod fuzzing;
 #[cfg(test)]
 mod hangs;
 mod http;

@@ -8,32 +8,28 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use hyper::Method;
 use hyper_util::rt::TokioIo;
-use protocol::event::LogStream;
-use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::time::{Instant, sleep};
 
 use super::api::{Container, ContainerState};
 use super::call::{ANSWERS, EngineCall, Fault, empty, next_bytes, read};
 use super::http::{Http, Link};
 use super::watcher::Watcher;
-use crate::exec::beginning::Beginning;
-use crate::exec::copy::{CopyPass, GAP, ReceivedOutput, SkipModes};
-use crate::exec::deadline::Flow;
+use crate::exec::copy::{CopyPass, SkipModes};
 use crate::exec::demux::{Demux, Piece};
-use crate::ports::{ExecError, LogSink};
+use crate::exec::output::StepOutput;
+use crate::ports::{ExecError, Pauses};
 
 /// The output stream of a container, attached before the start.
 pub(super) type Attached = TokioIo<hyper::upgrade::Upgraded>;
 
-const READ_BYTES: usize = 32 * 1024;
 /// The pause between pings. An engine closes a connection after 10 s without a request, which would
 /// look like a restart.
 const KEEP_ALIVE: Duration = Duration::from_secs(4);
 /// How long to wait for an engine that became unreachable during a step.
 pub(super) const PATIENCE: Duration = Duration::from_secs(120);
+const FASTEST_POLL: Duration = Duration::from_millis(1);
 const SLOWEST_POLL: Duration = Duration::from_millis(500);
 /// The pause before the copy is read again, as a multiple of the time the last read took.
 const READ_SHARE: u32 = 10;
@@ -50,13 +46,7 @@ pub(super) async fn attach(http: &Http, id: &str) -> Result<Attached, Fault> {
 /// Follows a step from its start to its end.
 pub(super) struct Follower<'a> {
     pub(super) http: &'a Arc<Http>,
-    pub(super) id: &'a str,
-    pub(super) out: &'a dyn LogSink,
-    pub(super) seen: ReceivedOutput,
-    pub(super) beginning: Beginning,
-    /// Whether the step has a terminal, so that its single stream is not framed.
-    pub(super) raw: bool,
-    pub(super) flow: &'a Flow,
+    pub(super) output: StepOutput<'a>,
 }
 
 impl Follower<'_> {
@@ -66,18 +56,19 @@ impl Follower<'_> {
         attached: Attached,
         link: &mut Link,
     ) -> Result<Container, ExecError> {
+        let id = self.output.container;
         let breaks = link.breaks;
         let whole = self.pump_beside_pings(attached, link).await;
         let mut watcher = Watcher::default();
-        let mut pause = Duration::from_millis(1);
+        let mut pauses = Pauses::doubling(FASTEST_POLL, SLOWEST_POLL);
         loop {
-            let looked = link.inspect(self.id, PATIENCE).await;
+            let looked = link.inspect(id, PATIENCE).await;
             let looked = looked.map_err(|fault| fault.at("looking at a step", self.http))?;
             // A removal kills the step first, which can look like an ordinary end.
             let Some(container) = looked.filter(|container| !container.is_going()) else {
                 return Err(ExecError::Engine {
                     doing: "looking at a step".into(),
-                    cause: format!("container {} was removed by somebody else", self.id),
+                    cause: format!("container {} was removed by somebody else", id),
                 });
             };
             // An unbroken connection means that the engine's process is the same, so the end of the
@@ -96,21 +87,20 @@ impl Follower<'_> {
                 ContainerState::NotStarted => {
                     return Err(ExecError::Engine {
                         doing: "looking at a step".into(),
-                        cause: format!("container {} was started and is not", self.id),
+                        cause: format!("container {} was started and is not", id),
                     });
                 }
             }
             watcher.look(self.http, &container)?;
             let read = (begun.elapsed() * READ_SHARE).min(LONGEST_REST);
-            sleep(pause.max(read)).await;
-            pause = (pause * 2).min(SLOWEST_POLL);
+            sleep(pauses.take_next().max(read)).await;
         }
     }
 
     /// Passes output on until the connection closes. Returns whether it ended with a complete
     /// frame.
     async fn pump_beside_pings(&mut self, attached: Attached, link: &mut Link) -> bool {
-        let mut pumping = std::pin::pin!(self.pump(attached));
+        let mut pumping = std::pin::pin!(self.output.pump(attached));
         loop {
             tokio::select! {
                 whole = &mut pumping => return whole,
@@ -124,47 +114,6 @@ impl Follower<'_> {
                     drop(link.call(ping).await);
                 }
             }
-        }
-    }
-
-    async fn pump(&mut self, mut from: impl AsyncRead + Unpin) -> bool {
-        let mut demux = Demux::of(self.raw);
-        let mut buffer = vec![0; READ_BYTES];
-        let mut pieces = Vec::new();
-        loop {
-            let read = match from.read(&mut buffer).await {
-                Ok(0) => return demux.is_whole(),
-                Ok(read) => read,
-                Err(_) => return false,
-            };
-            self.flow.moved();
-            let fed = demux.feed(&buffer[..read], &mut pieces);
-            for piece in pieces.drain(..) {
-                self.pass(piece).await;
-            }
-            if let Err(bad) = fed {
-                tracing::warn!(container.id = self.id, %bad, "reading the step's output anew");
-                return false;
-            }
-        }
-    }
-
-    async fn pass(&mut self, piece: Piece) {
-        self.seen.add(&piece);
-        let pieces = self.beginning.take(piece);
-        self.write(pieces).await;
-    }
-
-    /// Passes on output held back because it began like an engine report.
-    pub(super) async fn release(&mut self) {
-        let pieces = self.beginning.rest();
-        self.write(pieces).await;
-    }
-
-    async fn write(&self, pieces: Vec<Piece>) {
-        let _hold = self.flow.hold();
-        for Piece { stream, bytes } in pieces {
-            self.out.write(stream, Bytes::from(bytes)).await;
         }
     }
 
@@ -187,34 +136,26 @@ impl Follower<'_> {
         if until != CopyUntil::End {
             return Ok(());
         }
-        while let Some(ways) = reading.again() {
-            if ways.has_gap() {
-                self.out.write(LogStream::Bob, Bytes::from_static(GAP.as_bytes())).await;
-            }
+        while let Some(ways) = self.output.next_pass(&reading).await {
             reading = self.read_copy(until, ways).await?;
-        }
-        if reading.is_short() {
-            tracing::warn!(
-                container.id = self.id,
-                "the engine kept less of the step's output than came before it went away"
-            );
         }
         Ok(())
     }
 
     /// Reads the engine's copy once and passes on output that was not received before.
     async fn read_copy(&mut self, until: CopyUntil, ways: SkipModes) -> Result<CopyPass, Fault> {
-        let mut reading = self.seen.read(ways);
-        let path = format!("/containers/{}/logs?follow=false&stdout=true&stderr=true", self.id);
+        let id = self.output.container;
+        let mut reading = self.output.seen.read(ways);
+        let path = format!("/containers/{id}/logs?follow=false&stdout=true&stderr=true");
         let answer = self.http.open(&Method::GET, &path, &[], empty()).await?;
         if !answer.status().is_success() {
             read(answer).await?.good()?;
             return Err(Fault::Malformed("an answer without an output".to_owned()));
         }
-        let (mut demux, mut held) = (Demux::of(self.raw), Vec::new());
+        let (mut demux, mut held) = (Demux::of(self.output.raw), Vec::new());
         let mut body = answer.into_body();
         while let Some(mut bytes) = next_bytes(&mut body, ANSWERS).await? {
-            self.flow.moved();
+            self.output.flow.moved();
             while !bytes.is_empty() {
                 let piece = demux.split(&mut bytes);
                 let piece = piece.map_err(|cause| Fault::Malformed(cause.to_string()))?;
@@ -235,7 +176,7 @@ impl Follower<'_> {
     async fn pass_all(&mut self, held: &mut Vec<Piece>, reading: &mut CopyPass) {
         for piece in held.drain(..) {
             if let Some(piece) = reading.take(piece) {
-                self.pass(piece).await;
+                self.output.pass(piece).await;
             }
         }
     }

@@ -11,14 +11,13 @@ use futures::future::{BoxFuture, Shared};
 use hyper::Method;
 use parking_lot::Mutex;
 use serde::Deserialize;
-use tokio::time::sleep;
 use tokio_util::task::TaskTracker;
 
 use super::call::{Fault, empty, next_bytes, no_space, read, saw_a_removal};
 use super::http::Http;
 use super::path::query;
 use crate::exec::auth::{self, Credentials};
-use crate::ports::ExecError;
+use crate::ports::{ExecError, Pauses};
 
 /// The longest pause in the progress of a pull or push. The engine reports a layer only at its
 /// start.
@@ -168,6 +167,7 @@ impl Answer {
 
 async fn fetch(http: &Http, registries: &Registries, image: &str) -> Result<String, Failed> {
     let path = format!("/images/pull?{}", query(&[("reference", image), ("policy", "always")]));
+    let mut pauses = Pauses::doubling(Duration::from_millis(100), Duration::from_secs(2));
     let mut tries = 0;
     loop {
         let said = converse(http, registries, image, path.clone()).await?;
@@ -176,7 +176,7 @@ async fn fetch(http: &Http, registries: &Registries, image: &str) -> Result<Stri
             Err(cause) if saw_a_removal(&cause) && tries < AGAIN => {
                 tries += 1;
                 tracing::debug!(image, cause, "pulling once more");
-                sleep(Duration::from_millis(50 << tries)).await;
+                pauses.wait().await;
             }
             Err(cause) => return Err(failed(cause, image)),
         }

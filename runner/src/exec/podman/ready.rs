@@ -21,7 +21,7 @@ use crate::exec::exhausted::KeyWait;
 use crate::exec::job::{JobOptions, container_name, own_image};
 use crate::exec::mount::MountHost;
 use crate::exec::work_dir::is_about_work_dir;
-use crate::exec::{archive, given};
+use crate::exec::{archive, secrets_dir};
 use crate::ports::{ExecError, RunScope, StepSpec, StopSignal};
 
 /// How often an existing container is removed to free its name.
@@ -93,13 +93,13 @@ impl Podman {
         self.has_volumes(link, step, &options.mounts).await?;
         let argv = Argv::of(step, &known.base.entrypoint);
         let program = argv.program();
-        let Argv { words, files } = argv.behind(given::exporting(&step.secrets.given));
+        let Argv { words, files } = argv.behind(secrets_dir::exporting(&step.secrets.granted));
         check_length(step, &words)?;
         let mut create = Create::step(run, &known.base, image, step, words, network.as_ref(), cpus);
         job::put(options, step, &mut create);
         create.bound_log(self.log_bytes);
         for (is_needed, at) in
-            [(!step.secrets.given.is_empty(), given::DIR), (!files.is_empty(), SCRIPT_DIR)]
+            [(!step.secrets.granted.is_empty(), secrets_dir::DIR), (!files.is_empty(), SCRIPT_DIR)]
         {
             if is_needed {
                 let volume = Tmpfs::new(at);
@@ -114,7 +114,7 @@ impl Podman {
                 self.check_created(link, run, step, &id).await?;
                 self.make_dirs(&id, &obstacles.missing_dirs, 0o755).await?;
                 let attached = self.attached(link, step, &id).await?;
-                self.give(&id, &known.base.user, &step.secrets.given).await?;
+                self.give(&id, &known.base.user, &step.secrets.granted).await?;
                 self.put_script(&id, &files).await?;
                 Ok(attached)
             };

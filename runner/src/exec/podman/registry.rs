@@ -4,7 +4,6 @@
 //! specification, version 1) for what the engine's API lacks: the digest of a pushed tag, and
 //! removal.
 
-use std::fmt::Write as _;
 use std::time::Duration;
 
 use http_auth::ChallengeParser;
@@ -239,12 +238,7 @@ fn name_of(run: &RunId) -> String {
     if id.len() <= LONGEST_NAME {
         return id.to_owned();
     }
-    let digest = Sha256::digest(id);
-    digest.iter().fold(String::from("h-"), |mut hex, byte| {
-        // Writing to a `String` cannot fail.
-        write!(hex, "{byte:02x}").ok();
-        hex
-    })
+    format!("h-{}", hex::encode(Sha256::digest(id)))
 }
 
 /// The run's part of a tag that bob-runner made.

@@ -14,7 +14,7 @@ use super::call::{EngineCall, Fault, Reply};
 use super::image::{PIN, RESUME, TAGS};
 use super::listing::{Labelled, listed};
 use super::{Podman, path};
-use crate::ports::{ExecError, LeftoverRun, RunScope};
+use crate::ports::{ExecError, LeftoverRun, Pauses, RunScope};
 
 /// How many containers of one run are removed concurrently at its end.
 const AT_THE_END: usize = 4;
@@ -23,6 +23,9 @@ const AT_THE_END: usize = 4;
 const HALF_MADE: Duration = Duration::from_secs(10);
 /// How long the removal of a run's objects is retried.
 const WITHIN: Duration = Duration::from_secs(60);
+/// The pauses between two attempts.
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -56,7 +59,7 @@ impl Podman {
     {
         let begun = Instant::now();
         let until = begun + WITHIN;
-        let mut pause = Duration::from_millis(20);
+        let mut pauses = Pauses::doubling(FIRST_PAUSE, LONGEST_PAUSE);
         loop {
             let Err(fault) = remove().await else { return Ok(()) };
             if let Some(image) = half_made(fault.refusal()).filter(|_| begun.elapsed() > HALF_MADE)
@@ -75,13 +78,13 @@ impl Podman {
             {
                 tracing::debug!(run.id = %run, %fault, "what uses an image is not known");
             }
+            let pause = pauses.take_next();
             // The call has already waited for an unreachable engine.
             if matches!(fault, Fault::Unreachable(_)) || Instant::now() + pause >= until {
                 return Err(fault.at("removing what is left of a run", &self.http));
             }
             tracing::debug!(run.id = %run, %fault, "removing once more");
             sleep(pause).await;
-            pause = (pause * 2).min(Duration::from_secs(2));
         }
     }
 

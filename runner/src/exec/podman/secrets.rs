@@ -15,7 +15,7 @@ use tokio_util::io::StreamReader;
 
 use super::call::{ANSWERS, Fault, bytes_of, empty};
 use super::{Podman, path};
-use crate::exec::given::DIR;
+use crate::exec::secrets_dir::DIR;
 use crate::ports::{ByteStream, ExecError, StepSecret};
 
 /// The user id if the user is named by number.

@@ -12,12 +12,11 @@ use super::image::OwnContainer;
 use super::output::{Attached, Follower, PATIENCE};
 use super::ready::{ATTACHING, NotReady, Ready};
 use super::stop;
-use crate::exec::beginning::Beginning;
-use crate::exec::copy::ReceivedOutput;
 use crate::exec::deadline::{Flow, or_stopped};
 use crate::exec::job::has_tty;
+use crate::exec::output::StepOutput;
 use crate::ports::{
-    ExecError, Exit, Gate, LogSink, RunScope, StepOutcome, StepSpec, StopLevel, StopSignal,
+    ExecError, Exit, Gate, LogSink, Pauses, RunScope, StepOutcome, StepSpec, StopLevel, StopSignal,
     Workspace,
 };
 
@@ -84,15 +83,8 @@ impl Podman {
         let Ready { id, attached, program } = ready;
         let attached = self.start(link, run, step, &id, attached, (stop, gate)).await?;
         let flow = Flow::default();
-        let mut follower = Follower {
-            http: &self.http,
-            id: &id,
-            out,
-            seen: ReceivedOutput::default(),
-            beginning: Beginning::default(),
-            raw: has_tty(step),
-            flow: &flow,
-        };
+        let mut follower =
+            Follower { http: &self.http, output: StepOutput::new(&id, out, has_tty(step), &flow) };
         let ended = {
             let following = follower.follow(attached, link);
             let obeying = stop::obey(&self.http, &id, step.end, stop, &flow);
@@ -102,11 +94,11 @@ impl Podman {
             }
         };
         if let Ok(Ok(ended)) = &ended
-            && let Some(report) = follower.beginning.not_executed(ended.exit_code())
+            && let Some(report) = follower.output.beginning.not_executed(ended.exit_code())
         {
             return Err(self.not_executed(run, step, (&id, &program), &report).await);
         }
-        follower.release().await;
+        follower.output.release().await;
         match ended {
             Ok(ended) => {
                 let ended = ended?;
@@ -127,6 +119,7 @@ impl Podman {
         mut attached: Attached,
         (stop, gate): (&StopSignal, Gate),
     ) -> Result<Attached, ExecError> {
+        let mut pauses = Pauses::doubling(Duration::from_millis(100), Duration::from_secs(2));
         let mut tries = 0;
         loop {
             let started = link.start(id).await;
@@ -147,7 +140,7 @@ impl Podman {
                 Some(ContainerState::NotStarted) if tries < ATTACHING => {
                     tries += 1;
                     tokio::select! {
-                        () = tokio::time::sleep(Duration::from_millis(50 << tries)) => {}
+                        () = pauses.wait() => {}
                         _ = stop.above(StopLevel::Run) => {}
                     }
                     if stop.level() > StopLevel::Run || !gate.is_owned() {

@@ -127,7 +127,7 @@ impl Ssh {
         if step.limits.cpu.is_some() || step.limits.mem.is_some() {
             return Err("limits of a step of executor ssh are not enforced".to_owned());
         }
-        if !step.secrets.given.is_empty() {
+        if !step.secrets.granted.is_empty() {
             return Err("a step of executor ssh can be given no secrets".to_owned());
         }
         Target::read(&step.with)

@@ -45,8 +45,6 @@ impl Meter {
 
     /// The size and hash of the bytes read so far.
     pub(super) fn stored(&self) -> Stored {
-        let hash = self.hash.clone().finalize();
-        let sha256 = hash.iter().map(|byte| format!("{byte:02x}")).collect();
-        Stored { size: self.seen, sha256 }
+        Stored { size: self.seen, sha256: hex::encode(self.hash.clone().finalize()) }
     }
 }
