@@ -126,10 +126,9 @@ impl RunId {
         } else {
             format!("r-{message_id}")
         };
-        prefixed.parse().unwrap_or_else(|_| {
-            let digest = Sha256::digest(message_id.as_bytes());
-            Self(digest.iter().fold(String::from("r-"), |hex, byte| format!("{hex}{byte:02x}")))
-        })
+        prefixed
+            .parse()
+            .unwrap_or_else(|_| Self(format!("r-{}", hex::encode(Sha256::digest(message_id)))))
     }
 }
 
@@ -187,6 +186,36 @@ impl StepName {
     #[must_use]
     pub fn position(position: usize) -> Self {
         Self(position.to_string())
+    }
+}
+
+/// The position of a step in its pipeline, from `0`. The `on-error` step follows the last step.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct StepPosition(usize);
+
+impl StepPosition {
+    /// The position of the step with this index.
+    #[must_use]
+    pub const fn new(index: usize) -> Self {
+        Self(index)
+    }
+
+    /// The index of the step.
+    #[must_use]
+    pub const fn index(self) -> usize {
+        self.0
+    }
+}
+
+impl fmt::Display for StepPosition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+impl fmt::Debug for StepPosition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
     }
 }
 

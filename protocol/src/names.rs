@@ -1,6 +1,6 @@
 //! Every name on a wire: exchanges, queues, keys, labels, headers. Nothing else spells them.
 
-use crate::id::{NodeId, PipelineId, RunId};
+use crate::id::{NodeId, PipelineId, RunId, StepPosition};
 
 /// Direct exchange for every command.
 pub const EXCHANGE: &str = "bob.direct";
@@ -85,7 +85,7 @@ pub fn open_key(run: &RunId) -> String {
 /// Key of an undelivered callback for the step at `position`. `which` is 0 for its start and 1 for
 /// its end.
 #[must_use]
-pub fn callback_key(run: &RunId, position: usize, which: u8) -> String {
+pub fn callback_key(run: &RunId, position: StepPosition, which: u8) -> String {
     format!("{CALLBACKS}{run}/{position}-{which}")
 }
 

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use thiserror::Error;
 
 use crate::event::Event;
-use crate::id::{Epoch, NodeId, RegisteredName, RunId, StepName};
+use crate::id::{Epoch, NodeId, RegisteredName, RunId, StepName, StepPosition};
 use crate::pipeline::{Params, Pipeline, Vars};
 pub use crate::status::{Cause, Status, StepStatus};
 use crate::time::Timestamp;
@@ -116,13 +116,12 @@ impl RunRecord {
     pub fn steps_to_inherit(&self, from: Option<&StepName>) -> Result<Vec<StepRecord>, NotKept> {
         let Some(pipeline) = &self.pipeline else { return Ok(Vec::new()) };
         let graph = pipeline.graph();
-        let steps = pipeline.steps.iter().enumerate();
-        let position: HashMap<&StepName, usize> =
-            steps.map(|(at, step)| (&step.name, at)).collect();
+        let positions: HashMap<&StepName, StepPosition> =
+            graph.positions().zip(&pipeline.steps).map(|(at, step)| (&step.name, at)).collect();
         let from = match from {
             None => None,
             Some(name) => {
-                let position = position.get(name).copied();
+                let position = positions.get(name).copied();
                 Some(position.ok_or_else(|| NotKept::NoSuchStep(name.clone()))?)
             }
         };
@@ -130,23 +129,23 @@ impl RunRecord {
             self.steps.iter().map(|record| (&record.name, record)).collect();
         let mut kept = vec![false; pipeline.steps.len()];
         for position in graph.in_order().iter().copied() {
-            let Some(step) = pipeline.steps.get(position) else { continue };
+            let Some(step) = pipeline.step(position) else { continue };
             let stands = records.get(&step.name).is_some_and(|record| {
                 let ended_well = record.status == StepStatus::Passed
                     || record.cause.is_some_and(|cause| step.allows(cause));
                 ended_well && (record.image.is_some() || !step.is_on_image())
             });
-            let all = graph.needs(position).iter().all(|needed| kept[*needed]);
-            kept[position] = stands && all && !step.is_on_host() && from != Some(position);
+            let all = graph.needs(position).iter().all(|needed| kept[needed.index()]);
+            kept[position.index()] = stands && all && !step.is_on_host() && from != Some(position);
         }
-        let needed = from.and_then(|from| graph.needs(from).iter().find(|at| !kept[**at]));
-        if let Some(missing) = needed.and_then(|at| pipeline.steps.get(*at)) {
+        let needed = from.and_then(|from| graph.needs(from).iter().find(|at| !kept[at.index()]));
+        if let Some(missing) = needed.and_then(|at| pipeline.step(*at)) {
             return Err(NotKept::Missing(missing.name.clone()));
         }
         if kept.iter().all(|kept| *kept) {
             return Err(NotKept::Everything);
         }
-        let is_kept = |name: &StepName| position.get(name).is_some_and(|at| kept[*at]);
+        let is_kept = |name: &StepName| positions.get(name).is_some_and(|at| kept[at.index()]);
         Ok(self.steps.iter().filter(|record| is_kept(&record.name)).cloned().collect())
     }
 }

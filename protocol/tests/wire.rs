@@ -5,7 +5,7 @@ mod tables;
 
 use protocol::definition::RunDefinition;
 use protocol::event::{Event, Kind, Severity};
-use protocol::id::{NodeId, PipelineId, RunId};
+use protocol::id::{NodeId, PipelineId, RunId, StepPosition};
 use protocol::pipeline::ExecutorKind;
 use protocol::run::{
     Cause, NodeEntry, Open, OwnerEntry, Registered, RunRecord, Status, StepRecord, StepStatus,
@@ -188,7 +188,8 @@ fn keys() -> Table {
     let run: RunId = "r-1".parse().unwrap();
     let of_run = |key: String| key.replace("r-1", "<run-id>");
     let pipeline = PipelineId::new("<group>", "<name>").unwrap();
-    let callback = names::callback_key(&run, 7, 1).replace("7-1", "<position>-<stage>");
+    let callback =
+        names::callback_key(&run, StepPosition::new(7), 1).replace("7-1", "<position>-<stage>");
     let registered = list(fields(&written::<Registered>()));
     let link = |text: &str, to: &str| format!("the [{text}](#{to})");
     let stored = list(fields(&written::<StoredPipeline>()));

@@ -185,7 +185,7 @@ pub(super) fn token(reader: &mut Reader, field: &Field<'_>) -> Option<Token> {
             Some(Token::Named { name: reader.checked_text(&name, rules::file_name)? })
         }
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::List(_) => {
-            reader.mismatch(field, "a text in quotes or a `secret-name`", None);
+            reader.mismatch(field, "a string in quotes or a `secret-name`", None);
             None
         }
     }

@@ -3,8 +3,6 @@
 //! A command of several lines is written as a JSON object on one line, with the key `command`. Its
 //! other keys are `run-id`, `attempts`, `delay` and `timeout`.
 
-use std::fmt::Write as _;
-
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
@@ -119,11 +117,7 @@ impl Job {
     /// host.
     #[must_use]
     pub fn pipeline(self) -> Pipeline {
-        let mut hash = String::with_capacity(64);
-        for byte in Sha256::digest(&self.command) {
-            // Writing to a String cannot fail.
-            let _infallible = write!(hash, "{byte:02x}");
-        }
+        let mut hash = hex::encode(Sha256::digest(&self.command));
         hash.truncate(NAME);
         let retry = self.attempts.filter(|attempts| *attempts > 1).map(|attempts| Retry {
             attempts,

@@ -5,14 +5,15 @@ use std::collections::{BTreeSet, HashMap};
 use fixedbitset::FixedBitSet;
 
 use super::{Pipeline, Step};
+use crate::id::StepPosition;
 
 /// The steps of a pipeline as an acyclic graph.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Graph {
-    needs: Vec<Vec<usize>>,
-    order: Vec<usize>,
+    needs: Vec<Vec<StepPosition>>,
+    order: Vec<StepPosition>,
     images: Vec<FixedBitSet>,
-    begins_on: Vec<Option<usize>>,
+    begins_on: Vec<Option<StepPosition>>,
 }
 
 impl Graph {
@@ -44,38 +45,46 @@ impl Graph {
                 Some(from) => at(from),
                 None => images.minimum().filter(|first| images.maximum() == Some(*first)),
             })
+            .map(|index| index.map(StepPosition::new))
             .collect();
-        Self { needs, order, images, begins_on }
+        let needs = needs.into_iter().map(positions).collect();
+        Self { needs, order: positions(order), images, begins_on }
     }
 
     /// The steps that the one at `position` waits for.
     #[must_use]
-    pub fn needs(&self, position: usize) -> &[usize] {
-        self.needs.get(position).map_or(&[], Vec::as_slice)
+    pub fn needs(&self, position: StepPosition) -> &[StepPosition] {
+        self.needs.get(position.index()).map_or(&[], Vec::as_slice)
     }
 
     /// The images that a step can start on, by position: the nearest ones before it. If there are
     /// several, the step must select one with `from`.
-    pub fn images_before(&self, position: usize) -> impl Iterator<Item = usize> + '_ {
-        self.images.get(position).into_iter().flat_map(FixedBitSet::ones)
+    pub fn images_before(&self, position: StepPosition) -> impl Iterator<Item = StepPosition> + '_ {
+        let images = self.images.get(position.index()).into_iter();
+        images.flat_map(FixedBitSet::ones).map(StepPosition::new)
     }
 
     /// Whether a step can start on the image of `other`.
     #[must_use]
-    pub fn is_image_before(&self, position: usize, other: usize) -> bool {
-        self.images.get(position).is_some_and(|images| images.contains(other))
+    pub fn is_image_before(&self, position: StepPosition, other: StepPosition) -> bool {
+        self.images.get(position.index()).is_some_and(|images| images.contains(other.index()))
     }
 
     /// The step whose image this step starts on; `None` for the base image.
     #[must_use]
-    pub fn begins_on(&self, position: usize) -> Option<usize> {
-        self.begins_on.get(position).copied().flatten()
+    pub fn begins_on(&self, position: StepPosition) -> Option<StepPosition> {
+        self.begins_on.get(position.index()).copied().flatten()
     }
 
     /// The positions in topological order, without steps on a cycle or behind one.
     #[must_use]
-    pub fn in_order(&self) -> &[usize] {
+    pub fn in_order(&self) -> &[StepPosition] {
         &self.order
+    }
+
+    /// The positions of the steps in the order of the pipeline.
+    pub fn positions(&self) -> impl Iterator<Item = StepPosition> + use<> {
+        (0..self.len()).map(StepPosition::new)
     }
 
     /// The number of steps.
@@ -89,6 +98,10 @@ impl Graph {
     pub fn is_empty(&self) -> bool {
         self.needs.is_empty()
     }
+}
+
+fn positions(indices: Vec<usize>) -> Vec<StepPosition> {
+    indices.into_iter().map(StepPosition::new).collect()
 }
 
 impl Pipeline {
@@ -220,9 +233,13 @@ mod tests {
             let (unions, graph) = decoded(&body);
             assert!(unions <= 2 * needs, "{layers} x {width}: {unions} unions, {needs} needs");
             let last = graph.len() - 1;
-            let of_last_layer: Vec<usize> = (last - width..last).collect();
-            assert_eq!(graph.images_before(last).collect::<Vec<_>>(), of_last_layer);
+            let of_last_layer: Vec<StepPosition> = (last - width..last).map(at).collect();
+            assert_eq!(graph.images_before(at(last)).collect::<Vec<_>>(), of_last_layer);
         }
+    }
+
+    fn at(index: usize) -> StepPosition {
+        StepPosition::new(index)
     }
 
     fn graph(steps: serde_json::Value) -> Graph {
@@ -234,8 +251,8 @@ mod tests {
         let chain = graph(serde_json::json!([
             {"name": "a", "cmd": "x"}, {"name": "b", "cmd": "x"}, {"name": "c", "cmd": "x"},
         ]));
-        assert_eq!((chain.needs(0), chain.needs(2)), (&[][..], &[1][..]));
-        assert_eq!((chain.begins_on(0), chain.begins_on(2)), (None, Some(1)));
+        assert_eq!((chain.needs(at(0)), chain.needs(at(2))), (&[][..], &[at(1)][..]));
+        assert_eq!((chain.begins_on(at(0)), chain.begins_on(at(2))), (None, Some(at(1))));
         assert_eq!((chain.len(), chain.is_empty()), (3, false));
     }
 
@@ -247,11 +264,11 @@ mod tests {
             {"name": "left", "cmd": "x", "needs": ["top"]},
             {"name": "top", "cmd": "x", "needs": []},
         ]));
-        assert_eq!((fork.begins_on(1), fork.begins_on(2)), (Some(3), Some(3)));
+        assert_eq!((fork.begins_on(at(1)), fork.begins_on(at(2))), (Some(at(3)), Some(at(3))));
         // The image of `top` is contained in both.
-        assert_eq!(fork.images_before(0).collect::<Vec<_>>(), [1, 2]);
-        assert!(fork.is_image_before(0, 2) && !fork.is_image_before(0, 3));
-        assert_eq!(fork.begins_on(0), Some(1));
+        assert_eq!(fork.images_before(at(0)).collect::<Vec<_>>(), [at(1), at(2)]);
+        assert!(fork.is_image_before(at(0), at(2)) && !fork.is_image_before(at(0), at(3)));
+        assert_eq!(fork.begins_on(at(0)), Some(at(1)));
     }
 
     #[test]
@@ -262,8 +279,8 @@ mod tests {
             {"name": "join"},
             {"name": "c", "cmd": "x"},
         ]));
-        assert_eq!(through.images_before(3).collect::<Vec<_>>(), [0]);
-        assert_eq!(through.begins_on(3), Some(0));
+        assert_eq!(through.images_before(at(3)).collect::<Vec<_>>(), [at(0)]);
+        assert_eq!(through.begins_on(at(3)), Some(at(0)));
     }
 
     #[test]
@@ -274,8 +291,8 @@ mod tests {
             {"name": "c", "executor": "proxmox", "with": {"command": "kvm_start"}},
             {"name": "d", "cmd": "x", "executor": "docker"},
         ]));
-        assert_eq!(chain.begins_on(3), Some(0));
-        assert_eq!(chain.images_before(3).collect::<Vec<_>>(), [0]);
+        assert_eq!(chain.begins_on(at(3)), Some(at(0)));
+        assert_eq!(chain.images_before(at(3)).collect::<Vec<_>>(), [at(0)]);
     }
 
     #[test]
@@ -284,7 +301,7 @@ mod tests {
             {"name": "a", "cmd": "x", "needs": ["b", "nobody"]},
             {"name": "b", "cmd": "x", "needs": ["a"]},
         ]));
-        assert_eq!(bad.needs(0), [1]);
-        assert_eq!((bad.begins_on(0), bad.begins_on(1)), (None, None));
+        assert_eq!(bad.needs(at(0)), [at(1)]);
+        assert_eq!((bad.begins_on(at(0)), bad.begins_on(at(1))), (None, None));
     }
 }

@@ -40,7 +40,7 @@ pub use self::step::{Backoff, Cmd, OnLogLimit, Retry, RetryOn, Shell, Step, Temp
 pub(crate) use self::vars::Scalar;
 use self::vars::VARIABLE;
 pub use self::vars::{Params, Vars, bad_variable};
-use crate::id::{PipelineId, RegisteredName};
+use crate::id::{PipelineId, RegisteredName, StepName, StepPosition};
 use crate::quantity::{Cpu, Memory, Span};
 
 /// A pipeline's definition.
@@ -260,14 +260,31 @@ impl Pipeline {
 
     /// The step at a position. The `on-error` step follows the last one.
     #[must_use]
-    pub fn step(&self, position: usize) -> Option<&Step> {
-        let last = || self.on_error.as_deref().filter(|_| position == self.steps.len());
-        self.steps.get(position).or_else(last)
+    pub fn step(&self, position: StepPosition) -> Option<&Step> {
+        let last = || self.on_error.as_deref().filter(|_| position == self.on_error_position());
+        self.steps.get(position.index()).or_else(last)
+    }
+
+    /// The position of the `on-error` step, whether or not there is one.
+    #[must_use]
+    pub fn on_error_position(&self) -> StepPosition {
+        StepPosition::new(self.steps.len())
+    }
+
+    /// The position of a step other than the `on-error` step.
+    #[must_use]
+    pub fn position(&self, name: &StepName) -> Option<StepPosition> {
+        self.steps.iter().position(|step| step.name == *name).map(StepPosition::new)
     }
 
     /// Every step, with the on-error step last.
     pub fn all_steps(&self) -> impl Iterator<Item = &Step> {
         self.steps.iter().chain(self.on_error.as_deref())
+    }
+
+    /// Every step and its position, with the on-error step last.
+    pub fn steps_by_position(&self) -> impl Iterator<Item = (StepPosition, &Step)> {
+        self.all_steps().enumerate().map(|(index, step)| (StepPosition::new(index), step))
     }
 
     /// Finds a resource by name.

@@ -5,7 +5,7 @@ use proptest::collection::{btree_map, vec};
 use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
-use protocol::id::{RegisteredName, StepName};
+use protocol::id::{RegisteredName, StepName, StepPosition};
 use protocol::pipeline::{
     Admission, Artifact, Backoff, Callback, Cmd, EndSignal, ExecutorKind, FailureMode, Graph,
     Layout, Limits, Missing, OnLogLimit, OnLost, Output, OutputKind, Pipeline, Place, PullPolicy,
@@ -253,11 +253,11 @@ fn tied(steps: Vec<(Step, Ties)>, resources: &[Resource]) -> Vec<Step> {
         tied.push(step);
         // A step that needs several images selects one.
         let graph = Graph::of(&tied);
-        let mut images = graph.images_before(position);
+        let mut images = graph.images_before(StepPosition::new(position));
         if let (Some(first), Some(_), true) =
             (images.next(), images.next(), tied[position].is_on_image())
         {
-            tied[position].from = Some(tied[first].name.clone());
+            tied[position].from = Some(tied[first.index()].name.clone());
         }
     }
     tied

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use protocol::id::StepName;
+use protocol::id::{StepName, StepPosition};
 use protocol::pipeline::{Callback, OutputKind, Pipeline, Step, Token};
 use protocol::run::{RunRecord, StepRecord, StepStatus};
 use serde::{Deserialize, Serialize};
@@ -96,7 +96,7 @@ impl NotifiedStages {
         record: &RunRecord,
         logs: Option<&str>,
         now: i64,
-    ) -> Vec<(usize, Stage, Notification)> {
+    ) -> Vec<(StepPosition, Stage, Notification)> {
         let mut found = Vec::new();
         if !self.wanted {
             return found;
@@ -132,10 +132,10 @@ fn news(
     stage: Stage,
     logs: Option<&str>,
     now: i64,
-) -> Option<(usize, Notification)> {
+) -> Option<(StepPosition, Notification)> {
     let pipeline = record.pipeline.as_ref()?;
-    let steps = pipeline.all_steps();
-    let (position, step) = steps.enumerate().find(|(_, step)| step.name == of_it.name)?;
+    let mut steps = pipeline.steps_by_position();
+    let (position, step) = steps.find(|(_, step)| step.name == of_it.name)?;
     let Callback { url, secret } = match job::filled(record, position)? {
         Ok(step) => step.callback.clone()?,
         // A reference cannot be resolved. Use the address as written, which shows the error.
@@ -214,7 +214,7 @@ mod tests {
         serde_json::from_value(record).unwrap()
     }
 
-    fn stages(told: &NotifiedStages, record: &RunRecord) -> Vec<(usize, Stage, String)> {
+    fn stages(told: &NotifiedStages, record: &RunRecord) -> Vec<(StepPosition, Stage, String)> {
         let news = told.notifications(record, Some("/logs"), 5).into_iter();
         news.map(|(at, stage, news)| (at, stage, news.body["status"].as_str().unwrap().to_owned()))
             .collect()
@@ -227,7 +227,10 @@ mod tests {
             { "name": "a", "status": "started", "attempt": 1 },
             { "name": "b", "status": "started", "attempt": 1 },
         ]));
-        assert_eq!(stages(&told, &begun), [(0, Stage::Running, "running".to_owned())]);
+        assert_eq!(
+            stages(&told, &begun),
+            [(StepPosition::new(0), Stage::Running, "running".to_owned())]
+        );
         told.note(&begun);
         let again =
             record(&json!([{ "name": "a", "status": "failed", "attempt": 1, "exit-code": 3 }]));
@@ -253,15 +256,20 @@ mod tests {
         let told = NotifiedStages::of(&begun);
         assert!(stages(&told, &begun).is_empty());
         let passed = record(&json!([{ "name": "a", "status": "passed", "attempt": 2 }]));
-        assert_eq!(stages(&told, &passed), [(0, Stage::Ended, "success".to_owned())]);
+        assert_eq!(
+            stages(&told, &passed),
+            [(StepPosition::new(0), Stage::Ended, "success".to_owned())]
+        );
     }
 
     #[test]
     fn a_step_that_starts_and_ends_in_one_write_is_announced_twice() {
         let told = NotifiedStages::of(&record(&json!([])));
         let passed = record(&json!([{ "name": "a", "status": "passed", "attempt": 1 }]));
-        let both =
-            [(0, Stage::Running, "running".to_owned()), (0, Stage::Ended, "success".to_owned())];
+        let both = [
+            (StepPosition::new(0), Stage::Running, "running".to_owned()),
+            (StepPosition::new(0), Stage::Ended, "success".to_owned()),
+        ];
         assert_eq!(stages(&told, &passed), both);
     }
 

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-use protocol::id::{RunId, StepName};
+use protocol::id::{RunId, StepName, StepPosition};
 use protocol::pipeline::{Cmd, Step, Template, Vars};
 use protocol::run::RunRecord;
 use serde_json::Value;
@@ -17,7 +17,7 @@ use super::dollar::{Job, KnownValues};
 pub fn id(run: &RunId, step: &Step) -> String {
     step.label.clone().unwrap_or_else(|| {
         let of_it = Sha256::digest(format!("{run}/{}", step.name));
-        of_it.iter().take(ID_BYTES).map(|byte| format!("{byte:02x}")).collect()
+        hex::encode(&of_it[..ID_BYTES])
     })
 }
 
@@ -28,14 +28,18 @@ const ID_BYTES: usize = 5;
 ///
 /// # Errors
 /// A message, if a referenced value does not exist.
-pub fn filled(record: &RunRecord, position: usize) -> Option<Result<Cow<'_, Step>, String>> {
+pub fn filled(record: &RunRecord, position: StepPosition) -> Option<Result<Cow<'_, Step>, String>> {
     let pipeline = record.pipeline.as_ref()?;
     let step = pipeline.step(position)?;
     if step.template != Some(Template::Dollar) {
         return Some(Ok(Cow::Borrowed(step)));
     }
-    let before: Vec<(&Step, String)> =
-        pipeline.steps.iter().take(position).map(|step| (step, id(&record.run_id, step))).collect();
+    let before: Vec<(&Step, String)> = pipeline
+        .steps
+        .iter()
+        .take(position.index())
+        .map(|step| (step, id(&record.run_id, step)))
+        .collect();
     let results: HashMap<&StepName, &Value> =
         record.steps.iter().filter_map(|it| Some((&it.name, it.result.as_ref()?))).collect();
     let jobs = before.iter().map(|(step, id)| Job {
@@ -117,7 +121,7 @@ mod tests {
             "name": "a", "status": "passed", "attempt": 1, "result": { "data": { "x": 7 } },
         }]);
         let record = record(&found);
-        let step = filled(&record, 1).unwrap().unwrap();
+        let step = filled(&record, StepPosition::new(1)).unwrap().unwrap();
         assert_eq!(step.script, ["echo nightly 7 ${HOME}"]);
         assert_eq!(step.vars.get("X").map(String::as_str), Some("7"));
         assert_eq!(step.with.get("image"), Some(&"7:1".into()));
@@ -126,8 +130,13 @@ mod tests {
     #[test]
     fn a_step_with_an_unresolved_reference_gets_the_reason() {
         let record = record(&serde_json::json!([]));
-        assert!(filled(&record, 1).unwrap().unwrap_err().contains("job a has left no result"));
-        assert!(filled(&record, 2).is_none());
+        assert!(
+            filled(&record, StepPosition::new(1))
+                .unwrap()
+                .unwrap_err()
+                .contains("job a has left no result")
+        );
+        assert!(filled(&record, StepPosition::new(2)).is_none());
     }
 
     #[test]

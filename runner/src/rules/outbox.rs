@@ -11,7 +11,7 @@ const KNOWN: usize = 1000;
 
 /// The parts of an outbox entry that determine its order.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Waiting {
+pub struct DueEntry {
     /// The key. The part before the last `-` identifies the step. Entries of a step are posted in
     /// key order.
     pub key: String,
@@ -64,13 +64,13 @@ fn step_of(key: &str) -> String {
 
 impl Outbox {
     /// Adds or updates an entry.
-    pub fn add(&mut self, entry: Waiting) {
-        let Waiting { key, receiver, due } = entry;
+    pub fn add(&mut self, entry: DueEntry) {
+        let DueEntry { key, receiver, due } = entry;
         self.receivers.entry(receiver).or_default().learn(key, due);
     }
 
     /// Returns the next entry to post and marks it as in progress.
-    pub fn next(&mut self, now: i64) -> Option<Waiting> {
+    pub fn next(&mut self, now: i64) -> Option<DueEntry> {
         let ready = |receiver: &Receiver| receiver.ready_at().filter(|at| *at <= now);
         let earliest = self.receivers.iter().filter_map(|(name, it)| Some((ready(it)?, name)));
         let name = earliest.min()?.1.clone();
@@ -78,11 +78,11 @@ impl Outbox {
         let (due, step) = receiver.due.pop_first()?;
         let key = receiver.steps.get(&step)?.keys().next()?.clone();
         receiver.posting.insert(step);
-        Some(Waiting { key, receiver: name, due })
+        Some(DueEntry { key, receiver: name, due })
     }
 
     /// Applies the outcome of an entry that was in progress.
-    pub fn settle(&mut self, entry: &Waiting, outcome: &Outcome, now: i64) {
+    pub fn settle(&mut self, entry: &DueEntry, outcome: &Outcome, now: i64) {
         let Some(receiver) = self.receivers.get_mut(&entry.receiver) else { return };
         match outcome {
             Outcome::Gone | Outcome::Unsent(_) => {}
@@ -190,15 +190,15 @@ impl Receiver {
 mod tests {
     use super::*;
 
-    fn waiting(receiver: &str, key: &str, due: i64) -> Waiting {
-        Waiting { key: key.to_owned(), receiver: receiver.to_owned(), due }
+    fn due_entry(receiver: &str, key: &str, due: i64) -> DueEntry {
+        DueEntry { key: key.to_owned(), receiver: receiver.to_owned(), due }
     }
 
-    fn all(outbox: &mut Outbox, now: i64) -> Vec<Waiting> {
+    fn all(outbox: &mut Outbox, now: i64) -> Vec<DueEntry> {
         std::iter::from_fn(|| outbox.next(now)).collect()
     }
 
-    fn keys(found: &[Waiting]) -> Vec<&str> {
+    fn keys(found: &[DueEntry]) -> Vec<&str> {
         found.iter().map(|entry| entry.key.as_str()).collect()
     }
 
@@ -206,12 +206,12 @@ mod tests {
     fn a_hanging_receiver_does_not_delay_others() {
         let mut outbox = Outbox::default();
         for run in 0..5000 {
-            outbox.add(waiting("slow", &format!("r-{run}/0-0"), 0));
+            outbox.add(due_entry("slow", &format!("r-{run}/0-0"), 0));
         }
         let hanging = all(&mut outbox, 10);
         assert_eq!(hanging.len(), PER_RECEIVER);
         assert_eq!(outbox.next_post(), None, "only an end brings news");
-        outbox.add(waiting("healthy", "r-x/0-0", 10));
+        outbox.add(due_entry("healthy", "r-x/0-0", 10));
         assert_eq!(keys(&all(&mut outbox, 10)), ["r-x/0-0"], "at once");
         // The pause grows with each silence. A single request then probes the receiver.
         outbox.settle(&hanging[0], &Outcome::Silent(Some(2_000)), 30_000);
@@ -230,9 +230,9 @@ mod tests {
     #[test]
     fn entries_of_a_step_are_posted_one_at_a_time_and_in_order() {
         let mut outbox = Outbox::default();
-        outbox.add(waiting("h", "r/0-1", 1));
-        outbox.add(waiting("h", "r/0-0", 5));
-        outbox.add(waiting("h", "r/1-0", 3));
+        outbox.add(due_entry("h", "r/0-1", 1));
+        outbox.add(due_entry("h", "r/0-0", 5));
+        outbox.add(due_entry("h", "r/1-0", 3));
         assert_eq!(outbox.next_post(), Some(3), "that it has ended comes after that it runs");
         let first = all(&mut outbox, 5);
         assert_eq!(keys(&first), ["r/1-0", "r/0-0"]);
@@ -241,8 +241,8 @@ mod tests {
         let again = all(&mut outbox, 100);
         assert_eq!(keys(&again), ["r/0-0"]);
         // New entries of the step wait for it.
-        outbox.add(waiting("h", "r/0-1", 1));
-        outbox.add(waiting("h", "r/0-0", 1));
+        outbox.add(due_entry("h", "r/0-1", 1));
+        outbox.add(due_entry("h", "r/0-0", 1));
         assert_eq!(keys(&all(&mut outbox, 100)), [""; 0]);
         outbox.settle(&again[0], &Outcome::Answered(None), 101);
         let last = all(&mut outbox, 101);
@@ -259,7 +259,7 @@ mod tests {
     fn the_state_kept_for_a_receiver_is_bounded() {
         let mut outbox = Outbox::default();
         for run in 0..3 * KNOWN {
-            outbox.add(waiting("h", &format!("r-{run}/0-0"), 0));
+            outbox.add(due_entry("h", &format!("r-{run}/0-0"), 0));
         }
         let mut posted = 0;
         while let Some(entry) = outbox.next(0) {

@@ -1,6 +1,5 @@
 //! Processes one command, and decides how its delivery is settled.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use protocol::command::{self, Command, Disposition, Malformed, RunIdSource, Start};
@@ -14,14 +13,14 @@ use tracing::{debug, info, warn};
 use uuid::Uuid;
 
 use super::claim::{self, ClaimOutcome};
+use super::claimant::Claimant;
 use super::control;
+use super::heartbeat::Heartbeat;
 use super::launch::Launch;
-use super::lease::HeldLease;
 use super::lost::Lost;
 use super::retry::Retry;
 use super::shared::Shared;
 use super::verdict::NotNow;
-use super::watchdog::waits;
 use crate::ports::{Entry, Message, Route};
 use crate::rules::quota;
 
@@ -47,18 +46,18 @@ pub(super) enum Answer {
 ///
 /// Returns [`Answer::NotYet`] only if the lease is lost or `stop` is cancelled.
 pub(super) async fn answer_in_place(
-    shared: &Arc<Shared>,
-    held: &HeldLease,
+    claimant: Claimant<'_>,
     message: &Message,
     mut slot: Slot,
     stop: &CancellationToken,
 ) -> Answer {
-    let mut retry =
-        Retry::new(&*shared.ports.host, Duration::from_millis(200), Duration::from_secs(2));
+    let Claimant { shared, held, heartbeat } = claimant;
+    let (first, longest) = (Duration::from_millis(200), Duration::from_secs(2));
+    let mut retry = Retry::new(&*shared.ports.host, heartbeat, first, longest);
     let fallback_id = Uuid::now_v7();
-    warn_of_returns(shared, message).await;
+    warn_of_returns(shared, heartbeat, message).await;
     loop {
-        let kept = match answer(shared, held, (message, fallback_id), slot).await {
+        let kept = match answer(claimant, (message, fallback_id), slot).await {
             Answer::NotYet(kept) => kept,
             answer @ (Answer::Settle(..) | Answer::Later { .. }) => return answer,
         };
@@ -73,24 +72,28 @@ pub(super) async fn answer_in_place(
 /// `fallback_id` becomes the message id of a start that has none and is passed on. It is the same at
 /// each attempt, so that a publication that timed out and still arrives is no second run.
 async fn answer(
-    shared: &Arc<Shared>,
-    held: &HeldLease,
+    claimant: Claimant<'_>,
     (message, fallback_id): (&Message, Uuid),
     slot: Slot,
 ) -> Answer {
+    let Claimant { shared, heartbeat, .. } = claimant;
     let keep = |slot: Slot| match slot {
         Slot::Free(slot) => Some(slot),
         Slot::None => None,
     };
     let decoded = command::decode(message.kind.as_deref(), message.id.as_deref(), &message.body);
     let (done, slot) = match decoded {
-        Err(fault) => (Ok(reject(shared, &fault).await), keep(slot)),
-        Ok(Command::Stop(stop)) => (control::stop(shared, held, &stop).await, keep(slot)),
-        Ok(Command::Pause(toggle)) => (control::toggle(shared, &toggle, true).await, keep(slot)),
-        Ok(Command::Unpause(toggle)) => (control::toggle(shared, &toggle, false).await, keep(slot)),
+        Err(fault) => (Ok(reject(shared, heartbeat, &fault).await), keep(slot)),
+        Ok(Command::Stop(stop)) => (control::stop(claimant, &stop).await, keep(slot)),
+        Ok(Command::Pause(toggle)) => {
+            (control::toggle(shared, heartbeat, &toggle, true).await, keep(slot))
+        }
+        Ok(Command::Unpause(toggle)) => {
+            (control::toggle(shared, heartbeat, &toggle, false).await, keep(slot))
+        }
         Ok(Command::Start(start)) => match slot {
-            Slot::None => return pass_on(shared, message, fallback_id).await,
-            Slot::Free(slot) => return answer_start(shared, held, message, &start, slot).await,
+            Slot::None => return pass_on(shared, heartbeat, message, fallback_id).await,
+            Slot::Free(slot) => return answer_start(claimant, message, &start, slot).await,
         },
     };
     match done {
@@ -103,18 +106,18 @@ async fn answer(
         }
         Err(cause) => {
             let fault = Malformed { field: None, what: cause.to_string(), run_id: None };
-            Answer::Settle(reject(shared, &fault).await, slot)
+            Answer::Settle(reject(shared, heartbeat, &fault).await, slot)
         }
     }
 }
 
 async fn answer_start(
-    shared: &Arc<Shared>,
-    held: &HeldLease,
+    claimant: Claimant<'_>,
     message: &Message,
     start: &Start,
     slot: OwnedSemaphorePermit,
 ) -> Answer {
+    let Claimant { shared, held, heartbeat } = claimant;
     let (run, named) = claim::run_of(start);
     debug!(run.id = %run, "a start of run {run} has come in");
     let definition = match &start.target {
@@ -123,14 +126,14 @@ async fn answer_start(
     };
     if let Some(what) = command::too_large(definition, &start.vars, &start.params) {
         let fault = Malformed { field: Some("pipeline".into()), what, run_id: Some(run) };
-        return Answer::Settle(reject(shared, &fault).await, Some(slot));
+        return Answer::Settle(reject(shared, heartbeat, &fault).await, Some(slot));
     }
     let Some(launch) = Launch::enter(shared, &run) else {
-        shared.ignored(Some(&run), &format!("run {run} is known already")).await;
+        shared.ignored(heartbeat, Some(&run), &format!("run {run} is known already")).await;
         return Answer::Settle(Disposition::Ack, Some(slot));
     };
     let rejections = rejections_of(message);
-    match claim_run(shared, held, &run, start, rejections).await {
+    match claim_run(claimant, &run, start, rejections).await {
         ClaimOutcome::Claimed(owned, verdict) => {
             info!(run.id = %run, pipeline.group = %owned.record.group,
                 pipeline.name = %owned.record.name, "run {run} is claimed");
@@ -139,12 +142,12 @@ async fn answer_start(
         }
         ClaimOutcome::Known => {
             launch.cancel();
-            shared.ignored(Some(&run), &format!("run {run} is known already")).await;
+            shared.ignored(heartbeat, Some(&run), &format!("run {run} is known already")).await;
             Answer::Settle(Disposition::Ack, Some(slot))
         }
         ClaimOutcome::NotNow(NotNow { why, .. }) => {
             launch.cancel();
-            wait_for_worker(shared, (message, rejections), start, &run, &why, slot).await
+            wait_for_worker(claimant, (message, rejections), start, &run, &why, slot).await
         }
         ClaimOutcome::LeaseLost => {
             launch.cancel();
@@ -159,31 +162,30 @@ async fn answer_start(
         ClaimOutcome::Impossible(why) => {
             launch.cancel();
             let fault = Malformed { field: None, what: why, run_id: Some(run) };
-            Answer::Settle(reject(shared, &fault).await, Some(slot))
+            Answer::Settle(reject(shared, heartbeat, &fault).await, Some(slot))
         }
     }
 }
 
 /// Claims the run of a start. Records it as failed if it needs an engine that no worker was found on.
 async fn claim_run(
-    shared: &Arc<Shared>,
-    held: &HeldLease,
+    claimant: Claimant<'_>,
     run: &RunId,
     start: &Start,
     rejections: u32,
 ) -> ClaimOutcome {
-    let outcome = claim::take(shared, held, run, start, None).await;
+    let outcome = claim::take(claimant, run, start, None).await;
     let ClaimOutcome::NotNow(NotNow { why, engine: Some(engine) }) = &outcome else {
         return outcome;
     };
-    if rejections < REJECTIONS_WITHOUT_ENGINE || !is_engine_lost(shared, engine).await {
+    if rejections < REJECTIONS_WITHOUT_ENGINE || !is_engine_lost(claimant.shared, engine).await {
         return outcome;
     }
     let why = format!(
         "{why}, and no worker on that engine was found in {rejections} attempts: rerun it from an \
          earlier step"
     );
-    claim::take(shared, held, run, start, Some(&(Cause::Lost, why))).await
+    claim::take(claimant, run, start, Some(&(Cause::Lost, why))).await
 }
 
 /// After so many rejections, about eight minutes, a start whose images are on an engine without a worker
@@ -206,7 +208,7 @@ async fn is_engine_lost(shared: &Shared, engine: &str) -> bool {
 
 /// Publishes a start that this worker cannot run now again after a while, for any worker.
 async fn wait_for_worker(
-    shared: &Arc<Shared>,
+    Claimant { shared, heartbeat, .. }: Claimant<'_>,
     (message, times): (&Message, u32),
     start: &Start,
     run: &RunId,
@@ -220,7 +222,7 @@ async fn wait_for_worker(
     event.run_id = Some(run.clone());
     let (group, name) = claim::names_of(start);
     (event.group, event.name) = (Some(group), Some(name));
-    shared.publish(event).await;
+    shared.publish(heartbeat, event).await;
     let mut message = message.clone();
     message.headers.insert(names::HEADER_REJECTIONS.into(), times.saturating_add(1).to_string());
     // Without an ID, the republished message would start a different run.
@@ -230,10 +232,15 @@ async fn wait_for_worker(
 }
 
 /// Publishes a start for which this worker has no slot to the shared queue.
-async fn pass_on(shared: &Shared, message: &Message, fallback_id: Uuid) -> Answer {
+async fn pass_on(
+    shared: &Shared,
+    heartbeat: &Heartbeat,
+    message: &Message,
+    fallback_id: Uuid,
+) -> Answer {
     let mut message = message.clone();
     message.id.get_or_insert_with(|| fallback_id.to_string());
-    let _waits = waits();
+    let _waits = heartbeat.waits();
     match shared.ports.queue.publish(Route::Jobs, message).await {
         Ok(()) => Answer::Settle(Disposition::Ack, None),
         Err(cause) => {
@@ -243,7 +250,7 @@ async fn pass_on(shared: &Shared, message: &Message, fallback_id: Uuid) -> Answe
     }
 }
 
-async fn reject(shared: &Shared, fault: &Malformed) -> Disposition {
+async fn reject(shared: &Shared, heartbeat: &Heartbeat, fault: &Malformed) -> Disposition {
     let about = fault.run_id.as_ref().map(|run| format!(" for run {run}")).unwrap_or_default();
     let message = format!(
         "a command{about} cannot be understood: {fault}; it is in {}",
@@ -253,7 +260,7 @@ async fn reject(shared: &Shared, fault: &Malformed) -> Disposition {
     let mut event = shared.event(reason, message);
     event.run_id.clone_from(&fault.run_id);
     warn!(run.id = fault.run_id.as_ref().map(RunId::as_str), "{}", event.message);
-    shared.publish(event).await;
+    shared.publish(heartbeat, event).await;
     Disposition::DeadLetter
 }
 
@@ -263,7 +270,7 @@ const DELIVERIES: &str = "x-delivery-count";
 const WORTH_A_WARNING: u32 = 2;
 
 /// Warns about a message that was returned repeatedly and will soon be dead-lettered.
-async fn warn_of_returns(shared: &Shared, message: &Message) {
+async fn warn_of_returns(shared: &Shared, heartbeat: &Heartbeat, message: &Message) {
     let returns = message.headers.get(DELIVERIES).and_then(|count| count.parse().ok());
     let Some(returns) = returns.filter(|returns| *returns >= WORTH_A_WARNING) else { return };
     let decoded = command::decode(message.kind.as_deref(), message.id.as_deref(), &message.body);
@@ -286,5 +293,5 @@ async fn warn_of_returns(shared: &Shared, message: &Message) {
     warn!(run.id = run.as_ref().map(RunId::as_str), returns, "{text}");
     let mut event = shared.event(Reason::CommandReturned { returns }, text);
     event.run_id = run;
-    shared.publish(event).await;
+    shared.publish(heartbeat, event).await;
 }

@@ -3,8 +3,8 @@
 
 use tracing::{info, warn};
 
+use super::images_in_use::ImagesInUse;
 use super::shared::Shared;
-use super::wanted::NamedByRuns;
 use crate::ports::{BaseImage, ExecError};
 
 /// The condition that ends the removal.
@@ -32,17 +32,17 @@ pub(super) async fn make_room(shared: &Shared) {
 
 async fn shrink(shared: &Shared, until: RemoveUntil) {
     let _alone = shared.room.sweeping.lock().await;
-    let mut wanted = NamedByRuns::default();
-    if let Err(cause) = wanted.look(shared).await {
-        return warn!(%cause, "base images stay, for it is not known which of them are wanted");
+    let mut in_use = ImagesInUse::default();
+    if let Err(cause) = in_use.look(shared).await {
+        return warn!(%cause, "base images stay, because it is unknown which of them runs use");
     }
     let mut used = shared.room.take_used();
-    used.extend(wanted.images().map(str::to_owned));
+    used.extend(in_use.images().map(str::to_owned));
     let bases = match shared.ports.executor.bases(&used, shared.ports.host.now()).await {
         Ok(bases) => bases,
         Err(cause) => {
             used.iter().for_each(|image| shared.room.note_use(image));
-            return warn!(%cause, "base images stay, for they cannot be listed");
+            return warn!(%cause, "base images stay, because they cannot be listed");
         }
     };
     let mut bytes: u64 = bases.iter().map(|base| base.bytes).sum();
@@ -53,10 +53,10 @@ async fn shrink(shared: &Shared, until: RemoveUntil) {
             Err(cause) => return warn!(%cause, "base images stay"),
         }
         // A run may have started in the meantime.
-        if let Err(cause) = wanted.look(shared).await {
-            return warn!(%cause, "base images stay, for it is not known which of them are wanted");
+        if let Err(cause) = in_use.look(shared).await {
+            return warn!(%cause, "base images stay, because it is unknown which of them runs use");
         }
-        if wanted.images().any(|image| base.answers_to(image)) {
+        if in_use.images().any(|image| base.answers_to(image)) {
             continue;
         }
         match shared.ports.executor.remove_base(base).await {

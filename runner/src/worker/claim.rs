@@ -8,9 +8,10 @@ use protocol::names;
 use protocol::pipeline::Pipeline;
 use protocol::run::{Open, RunRecord, Status};
 
+use super::claimant::Claimant;
 use super::lease::HeldLease;
 use super::look::{Look, logger_url, pipeline_id};
-use super::records::{Ownership, json, owner_value};
+use super::records::{Ownership, RunKey, RunTxn as _, json};
 use super::retry::Retry;
 use super::shared::Shared;
 use super::verdict::{Judgement, NotNow, Refusal, Verdict, is_trusted, judge};
@@ -46,13 +47,13 @@ enum ClaimAttempt {
 ///
 /// `refusal`: the run is recorded as failed for this reason, unless another one comes first.
 pub(super) async fn take(
-    shared: &Arc<Shared>,
-    held: &HeldLease,
+    claimant: Claimant<'_>,
     run: &RunId,
     start: &Start,
     refusal: Option<&Refusal>,
 ) -> ClaimOutcome {
-    let mut retry = Retry::of_store(&*shared.ports.host);
+    let Claimant { shared, held, heartbeat } = claimant;
+    let mut retry = Retry::of_store(&*shared.ports.host, heartbeat);
     let mut known = guess(shared, start);
     let (mut changed, mut refused) = (false, false);
     loop {
@@ -131,21 +132,16 @@ async fn try_take(
     };
     let trusted = is_trusted(start, pipeline.as_ref(), &look);
     let record = RunRecord { trusted, ..record_of(shared, run, start, pipeline, &verdict) };
-    let seen = shared.seen.current(&shared.ports).await?;
+    let seen = shared.seen.current(&*shared.ports.store, &*shared.ports.host).await?;
     let mut txn = Txn::new()
-        .when(names::owner_key(run), Expect::Absent)
-        .when(names::run_key(run), Expect::Absent)
-        .when(names::seen_key(run), Expect::Absent)
-        .put_leased(
-            names::owner_key(run),
-            owner_value(&shared.options.node, held.lease),
-            held.lease,
-        )
-        .put(names::run_key(run), json(&record)?)
-        .put(names::open_key(run), json(&Open::default())?)
-        .put_leased(names::seen_key(run), Vec::new(), seen);
+        .create_owner(run, &shared.options.node, held.lease)
+        .require_absent(run, RunKey::Record)
+        .require_absent(run, RunKey::Seen)
+        .put_record(run, json(&record)?)
+        .put_open(run, json(&Open::default())?)
+        .put_seen(run, seen);
     if let Some(definition) = definition_of(&record)? {
-        txn = txn.put(names::definition_key(run), definition);
+        txn = txn.put_definition(run, definition);
     }
     let txn = under_same_conditions(txn, run, start, &look, &verdict);
     let reply = shared.ports.store.txn(Look::claim(txn, run, start)).await?;
@@ -169,7 +165,7 @@ fn under_same_conditions(
     verdict: &Verdict,
 ) -> Txn {
     if !matches!(verdict, Verdict::Stop(_)) {
-        txn = txn.when(names::stop_key(run), Expect::Absent);
+        txn = txn.require_absent(run, RunKey::Stop);
     }
     let Some(id) = pipeline_id(start) else { return txn };
     let stored = look.pipeline.as_ref();

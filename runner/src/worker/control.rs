@@ -12,22 +12,20 @@ use protocol::run::{StopEntry, StoredPipeline};
 use protocol::time::Millis;
 use tracing::warn;
 
+use super::claimant::Claimant;
+use super::heartbeat::Heartbeat;
 use super::launch::Launch;
 use super::lease::HeldLease;
 use super::orphan::{Purpose, claim_orphan};
-use super::records::{RunKeys, has_ended, json};
+use super::records::{RunKey, RunKeys, RunTxn as _, has_ended, json};
 use super::retry::Retry;
 use super::shared::Shared;
-use super::watchdog::{beat, waits};
 use crate::ports::{Change, Expect, StoreError, Txn};
 use crate::rules::run::StopWhy;
 
 /// Records a stop. The run's owner, which may be another worker, watches for it.
-pub(super) async fn stop(
-    shared: &Arc<Shared>,
-    held: &HeldLease,
-    stop: &Stop,
-) -> Result<Disposition, StoreError> {
+pub(super) async fn stop(claimant: Claimant<'_>, stop: &Stop) -> Result<Disposition, StoreError> {
+    let Claimant { shared, heartbeat, .. } = claimant;
     let run = &stop.run_id;
     let entry = StopEntry {
         reason: stop.reason.clone(),
@@ -36,38 +34,34 @@ pub(super) async fn stop(
     };
     let value = json(&entry)?;
     loop {
-        let look = Txn::new()
-            .read(names::run_key(run))
-            .read(names::owner_key(run))
-            .read(names::stop_key(run))
-            .read(names::seen_key(run));
+        let look = [RunKey::Record, RunKey::Owner, RunKey::Stop, RunKey::Seen];
+        let look = Txn::new().read_keys(run, &look);
         let keys = RunKeys::of(run, &shared.ports.store.txn(look).await?);
-        beat();
+        heartbeat.beat();
         let Some(record) = &keys.record else {
             if keys.seen.is_some() {
-                shared.ignored(Some(run), &format!("run {run} ended long ago")).await;
+                shared.ignored(heartbeat, Some(run), &format!("run {run} ended long ago")).await;
                 return Ok(Disposition::Ack);
             }
-            if remember_stop(shared, run, value.clone()).await? {
+            if remember_stop(shared, heartbeat, run, value.clone()).await? {
                 return Ok(Disposition::Ack);
             }
             // The start arrived in between.
             continue;
         };
         if has_ended(record) {
-            shared.ignored(Some(run), &format!("run {run} has ended already")).await;
+            shared.ignored(heartbeat, Some(run), &format!("run {run} has ended already")).await;
             return Ok(Disposition::Ack);
         }
         if keys.stop.is_none() {
-            let txn = Txn::new()
-                .when(names::run_key(run), Expect::ModifiedAt(record.mod_revision))
-                .put(names::stop_key(run), value.clone());
+            let txn =
+                Txn::new().require_record(run, record.mod_revision).put_stop(run, value.clone());
             if !shared.ports.store.txn(txn).await?.committed {
                 continue;
             }
         }
         if keys.owner.is_none() {
-            match end_orphan(shared, held, run, &stop.reason).await {
+            match end_orphan(claimant, run, &stop.reason).await {
                 Ok(()) => {}
                 // The stop is recorded. The next worker that can claim the run obeys it.
                 Err(cause @ (StoreError::Restored { .. } | StoreError::Unreadable(_))) => {
@@ -85,13 +79,15 @@ pub(super) async fn stop(
 }
 
 /// Records a stop for a run that is not known. Returns false if the run has become known.
-async fn remember_stop(shared: &Shared, run: &RunId, stop: Vec<u8>) -> Result<bool, StoreError> {
-    let lease = shared.stops.current(&shared.ports).await?;
-    let txn = Txn::new().when(names::run_key(run), Expect::Absent).put_leased(
-        names::stop_key(run),
-        stop,
-        lease,
-    );
+async fn remember_stop(
+    shared: &Shared,
+    heartbeat: &Heartbeat,
+    run: &RunId,
+    stop: Vec<u8>,
+) -> Result<bool, StoreError> {
+    let ports = &shared.ports;
+    let lease = shared.stops.current(&*ports.store, &*ports.host).await?;
+    let txn = Txn::new().require_absent(run, RunKey::Record).put_early_stop(run, stop, lease);
     let reply = shared.ports.store.txn(txn).await;
     if matches!(reply, Err(StoreError::LeaseGone(_))) {
         shared.stops.forget().await;
@@ -100,21 +96,23 @@ async fn remember_stop(shared: &Shared, run: &RunId, stop: Vec<u8>) -> Result<bo
     if is_recorded {
         let why =
             format!("run {run} is not known; if it is submitted within 24 h it is stopped at once");
-        shared.ignored(Some(run), &why).await;
+        shared.ignored(heartbeat, Some(run), &why).await;
     }
     Ok(is_recorded)
 }
 
 /// Claims a run without an owner to end it. The receiver of the stop needs no free slot.
 pub(super) async fn end_orphan(
-    shared: &Arc<Shared>,
-    held: &HeldLease,
+    claimant: Claimant<'_>,
     run: &RunId,
     reason: &Option<String>,
 ) -> Result<(), StoreError> {
-    let Some(record) = shared.ports.store.get(&names::run_key(run)).await? else { return Ok(()) };
+    let Claimant { shared, held, .. } = claimant;
+    let Some(record) = shared.ports.store.get(&RunKey::Record.of(run)).await? else {
+        return Ok(());
+    };
     let Some(launch) = Launch::enter(shared, run) else { return Ok(()) };
-    match claim_orphan(shared, held, run, &record, Purpose::End).await {
+    match claim_orphan(claimant, run, &record, Purpose::End).await {
         Ok(Some((owned, _))) => {
             if owned.record.status.is_ended() {
                 // Another worker recorded the ending but did not complete it.
@@ -140,6 +138,7 @@ pub(super) async fn end_orphan(
 /// Pauses or unpauses a pipeline. The newest command wins.
 pub(super) async fn toggle(
     shared: &Shared,
+    heartbeat: &Heartbeat,
     toggle: &Toggle,
     pause: bool,
 ) -> Result<Disposition, StoreError> {
@@ -147,9 +146,9 @@ pub(super) async fn toggle(
     let key = names::pipeline_key(id);
     let word = if pause { "pause" } else { "unpause" };
     loop {
-        beat();
+        heartbeat.beat();
         let Some(entry) = shared.ports.store.get(&key).await? else {
-            shared.ignored(None, &format!("{word}: no pipeline {id} is stored")).await;
+            shared.ignored(heartbeat, None, &format!("{word}: no pipeline {id} is stored")).await;
             return Ok(Disposition::Ack);
         };
         let mut stored: StoredPipeline = match serde_json::from_slice(&entry.value) {
@@ -161,7 +160,7 @@ pub(super) async fn toggle(
                      it again"
                 );
                 warn!("{why}");
-                shared.ignored(None, &why).await;
+                shared.ignored(heartbeat, None, &why).await;
                 return Ok(Disposition::Ack);
             }
         };
@@ -174,7 +173,7 @@ pub(super) async fn toggle(
         {
             let Millis(newest) = newest;
             let why = format!("{word} of pipeline {id} is older than the one of {newest}");
-            shared.ignored(None, &why).await;
+            shared.ignored(heartbeat, None, &why).await;
             return Ok(Disposition::Ack);
         }
         let changes = stored.paused != pause;
@@ -187,14 +186,14 @@ pub(super) async fn toggle(
             continue;
         }
         if changes {
-            report_toggle(shared, id, pause).await;
+            report_toggle(shared, heartbeat, id, pause).await;
         }
         return Ok(Disposition::Ack);
     }
 }
 
 /// Publishes that a pipeline was paused or unpaused.
-async fn report_toggle(shared: &Shared, id: &PipelineId, pause: bool) {
+async fn report_toggle(shared: &Shared, heartbeat: &Heartbeat, id: &PipelineId, pause: bool) {
     let (reason, message) = if pause {
         (Reason::PipelinePaused, format!("pipeline {id} is paused"))
     } else {
@@ -203,18 +202,18 @@ async fn report_toggle(shared: &Shared, id: &PipelineId, pause: bool) {
     let mut event = shared.event(reason, message);
     event.group = Some(id.group().to_owned());
     event.name = Some(id.name().to_owned());
-    shared.publish(event).await;
+    shared.publish(heartbeat, event).await;
 }
 
 /// Notifies this worker's runs of recorded stops, whichever worker recorded them.
-pub(super) async fn watch_stops(shared: Arc<Shared>, held: HeldLease) {
-    let mut retry =
-        Retry::new(&*shared.ports.host, Duration::from_millis(100), Duration::from_secs(2));
+pub(super) async fn watch_stops(shared: Arc<Shared>, heartbeat: Heartbeat, held: HeldLease) {
+    let (first, longest) = (Duration::from_millis(100), Duration::from_secs(2));
+    let mut retry = Retry::new(&*shared.ports.host, &heartbeat, first, longest);
     loop {
         tokio::select! {
             biased;
             () = held.lost.cancelled() => return,
-            watched = follow_stops(&shared) => if let Err(cause) = watched {
+            watched = follow_stops(&shared, &heartbeat) => if let Err(cause) = watched {
                 warn!(%cause, "stops are looked for anew");
             },
         }
@@ -224,7 +223,7 @@ pub(super) async fn watch_stops(shared: Arc<Shared>, held: HeldLease) {
     }
 }
 
-async fn follow_stops(shared: &Shared) -> Result<(), StoreError> {
+async fn follow_stops(shared: &Shared, heartbeat: &Heartbeat) -> Result<(), StoreError> {
     let ask = |key: &str, value: &[u8]| {
         let Some(Ok(run)) = key.strip_prefix(names::STOPS).map(str::parse::<RunId>) else { return };
         let reason = serde_json::from_slice::<StopEntry>(value).ok().and_then(|stop| stop.reason);
@@ -238,7 +237,7 @@ async fn follow_stops(shared: &Shared) -> Result<(), StoreError> {
     let mut changes = shared.ports.store.watch(names::STOPS, look.revision + 1).await?;
     loop {
         let change = {
-            let _waits = waits();
+            let _waits = heartbeat.waits();
             changes.next().await
         };
         match change {

@@ -8,23 +8,27 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use protocol::id::RunId;
-use protocol::names;
 use protocol::time::{Millis, Timestamp};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::bases;
+use super::heartbeat::Heartbeat;
 use super::lease::Current;
-use super::records::RunKeys;
+use super::records::{RunKey, RunKeys, RunTxn as _};
 use super::shared::Shared;
-use super::watchdog::waits;
 use crate::ports::{ExecError, StoreError, Txn};
 
 /// Sweeps periodically. The first sweep is delayed by one lease time, by which the fate of a
 /// preceding worker is known.
-pub(super) async fn run(shared: Arc<Shared>, mut lease: Current, stop: CancellationToken) {
+pub(super) async fn run(
+    shared: Arc<Shared>,
+    heartbeat: Heartbeat,
+    mut lease: Current,
+    stop: CancellationToken,
+) {
     // The loop waits for the engine, which may have much to remove.
-    let _waits = waits();
+    let _waits = heartbeat.waits();
     let spread = shared.ports.host.jitter(shared.options.lease_ttl);
     let mut pause = shared.options.lease_ttl + spread;
     loop {
@@ -137,11 +141,8 @@ async fn need(shared: &Shared, run: &RunId) -> Result<Need, StoreError> {
     if shared.roster.has(run) {
         return Ok(Need::Open);
     }
-    let look = Txn::new()
-        .read(names::run_key(run))
-        .read(names::open_key(run))
-        .read(names::owner_key(run))
-        .read(names::definition_key(run));
+    let look = [RunKey::Record, RunKey::Open, RunKey::Owner, RunKey::Definition];
+    let look = Txn::new().read_keys(run, &look);
     let keys = RunKeys::of(run, &shared.ports.store.txn(look).await?);
     if keys.open.is_some() || keys.owner.is_some() {
         return Ok(Need::Open);

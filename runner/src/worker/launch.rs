@@ -8,7 +8,7 @@ use protocol::run::Cause;
 use protocol::time::Millis;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
-use super::drive::{Drive, Signals};
+use super::drive::{ClaimedRun, Signals};
 use super::lease::HeldLease;
 use super::records::Ownership;
 use super::roster::Handle;
@@ -102,7 +102,8 @@ impl Launch {
         slot: Option<OwnedSemaphorePermit>,
         first: impl FnOnce(&mut Run, Millis) -> Vec<Effect>,
     ) {
-        Drive::new(self.shared, self.signals, held, owned, slot).spawn(first);
+        let Self { shared, signals, .. } = self;
+        ClaimedRun { shared, signals, held: held.clone(), owned, slot }.spawn(first);
     }
 }
 

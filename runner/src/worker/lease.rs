@@ -9,9 +9,9 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::heartbeat::Heartbeat;
 use super::retry::Retry;
 use super::shared::Shared;
-use super::watchdog::beat;
 use crate::ports::{Guard, Host, LeaseId, StoreError};
 
 /// A lease that is valid as far as this worker knows.
@@ -124,13 +124,15 @@ impl Announcer {
 /// was lost. Revokes it at the end.
 pub(super) async fn keep(
     shared: Arc<Shared>,
+    heartbeat: Heartbeat,
     guard: Arc<dyn Guard>,
     announcer: Announcer,
     stop: CancellationToken,
 ) {
-    let mut wait = RETRY_FIRST;
+    let keeper = Keeper { shared: &shared, heartbeat: &heartbeat, stop: &stop };
+    let mut retry = Retry::new(&*shared.ports.host, &heartbeat, RETRY_FIRST, RETRY_MOST);
     while !stop.is_cancelled() && shared.watchdog.fault().is_none() {
-        beat();
+        heartbeat.beat();
         // The time to live starts with the request, because the store may grant the lease right
         // then.
         let sent = shared.ports.host.since_boot();
@@ -146,53 +148,23 @@ pub(super) async fn keep(
             {
                 // The lease would be regarded as lost already.
                 warn!(lease = granted.lease.0, "the store granted a lease too late");
-                revoke(&shared, granted.lease, &stop).await;
+                keeper.revoke(granted.lease).await;
             }
             Ok(granted) => {
-                wait = RETRY_FIRST;
+                retry.reset();
                 let held = HeldLease::new(granted.lease, sent, granted.ttl, &guard);
-                hold(&shared, &announcer, held, (sent, granted.ttl), &stop).await;
+                keeper.hold(&announcer, held, (sent, granted.ttl)).await;
             }
             Err(cause) => {
                 warn!(%cause, "no lease can be taken; nothing is taken from the queues");
                 tokio::select! {
                     biased;
-                    () = tokio::time::sleep(wait) => {}
+                    () = retry.wait() => {}
                     () = stop.cancelled() => {}
                     () = shared.watchdog.tripped() => {}
                 }
-                wait = (wait * 2).min(RETRY_MOST);
             }
         }
-    }
-}
-
-/// Announces a lease and renews it until it is lost or no longer needed. Then ends what ran under it.
-async fn hold(
-    shared: &Shared,
-    announcer: &Announcer,
-    held: HeldLease,
-    (sent, ttl): (Duration, Duration),
-    stop: &CancellationToken,
-) {
-    // Cancels `lost` even after a panic.
-    let _lost = held.lost.clone().drop_guard();
-    info!(lease = held.lease.0, "the lease is taken");
-    announcer.announce(Some(&held));
-    let ended = renew(shared, &held, sent, ttl, stop).await;
-    announcer.announce(None);
-    held.lost.cancel();
-    match ended {
-        Ended::Lost | Ended::GivenUp => {
-            shared.roster.kill_all();
-            warn!(lease = held.lease.0, "the lease is {ended}; what ran under it is killed");
-            keep_until_ended(shared, held.lease, ttl, stop).await;
-        }
-        Ended::Stopped => {}
-    }
-    // If runs remain, let the lease expire. The guard ends their steps before that.
-    if shared.roster.is_idle() {
-        revoke(shared, held.lease, stop).await;
     }
 }
 
@@ -224,102 +196,133 @@ impl std::fmt::Display for Ended {
     }
 }
 
-/// Renews the lease until it is lost or no longer needed. It counts as lost at two thirds of the
-/// granted time without a renewal, on a clock that includes suspended time.
-async fn renew(
-    shared: &Shared,
-    held: &HeldLease,
-    mut good_since: Duration,
-    ttl: Duration,
-    stop: &CancellationToken,
-) -> Ended {
-    let host = &shared.ports.host;
-    let mut pause = ttl / 3;
-    loop {
-        // Wake up regularly, because tokio's clock stops while the host is suspended.
-        let due = host.since_boot() + pause;
-        loop {
-            let left = due.saturating_sub(host.since_boot());
-            if left.is_zero() {
-                break;
+/// Keeps the worker's lease, in the task that renews it.
+struct Keeper<'a> {
+    shared: &'a Shared,
+    heartbeat: &'a Heartbeat,
+    /// Cancelled when the lease is no longer needed.
+    stop: &'a CancellationToken,
+}
+
+impl Keeper<'_> {
+    /// Announces a lease and renews it until it is lost or no longer needed. Then ends what ran under it.
+    async fn hold(
+        &self,
+        announcer: &Announcer,
+        held: HeldLease,
+        (sent, ttl): (Duration, Duration),
+    ) {
+        let shared = self.shared;
+        // Cancels `lost` even after a panic.
+        let _lost = held.lost.clone().drop_guard();
+        info!(lease = held.lease.0, "the lease is taken");
+        announcer.announce(Some(&held));
+        let ended = self.renew(&held, sent, ttl).await;
+        announcer.announce(None);
+        held.lost.cancel();
+        match ended {
+            Ended::Lost | Ended::GivenUp => {
+                shared.roster.kill_all();
+                warn!(lease = held.lease.0, "the lease is {ended}; what ran under it is killed");
+                self.keep_until_ended(held.lease, ttl).await;
             }
+            Ended::Stopped => {}
+        }
+        // If runs remain, let the lease expire. The guard ends their steps before that.
+        if shared.roster.is_idle() {
+            self.revoke(held.lease).await;
+        }
+    }
+
+    /// Renews the lease until it is lost or no longer needed. It counts as lost at two thirds of the
+    /// granted time without a renewal, on a clock that includes suspended time.
+    async fn renew(&self, held: &HeldLease, mut good_since: Duration, ttl: Duration) -> Ended {
+        let (shared, host) = (self.shared, &self.shared.ports.host);
+        let mut pause = ttl / 3;
+        loop {
+            // Wake up regularly, because tokio's clock stops while the host is suspended.
+            let due = host.since_boot() + pause;
+            loop {
+                let left = due.saturating_sub(host.since_boot());
+                if left.is_zero() {
+                    break;
+                }
+                tokio::select! {
+                    biased;
+                    () = tokio::time::sleep(left.min(AWAKE)) => {}
+                    () = self.stop.cancelled() => return Ended::Stopped,
+                    () = shared.watchdog.tripped() => return Ended::GivenUp,
+                }
+                self.heartbeat.beat();
+            }
+            let sent = host.since_boot();
+            let left = (good_since + assumed_validity(ttl)).saturating_sub(sent);
+            if left.is_zero() {
+                return Ended::Lost;
+            }
+            let renewed =
+                tokio::time::timeout(left, shared.ports.store.keep_alive(held.lease)).await;
+            if host.since_boot().saturating_sub(good_since) >= assumed_validity(ttl) {
+                // The reply came too late to be relied on, whatever it says.
+                return Ended::Lost;
+            }
+            match renewed {
+                Ok(Ok(())) if !held.renewed(&**host, sent, ttl) => return Ended::Lost,
+                Ok(Ok(())) => {
+                    good_since = sent;
+                    pause = ttl / 3;
+                }
+                Ok(Err(StoreError::LeaseGone(_))) | Err(_) => return Ended::Lost,
+                Ok(Err(cause)) => {
+                    warn!(%cause, "the lease was not renewed");
+                    pause = (ttl / 20).min(Duration::from_millis(500));
+                }
+            }
+        }
+    }
+
+    /// Renews a lease that was given up until every drive has verified that its steps have ended. Until
+    /// then, no other worker must own their runs. Returns earlier if the lease expires or `stop` is
+    /// cancelled, and after [`PROVEN_WITHIN`].
+    async fn keep_until_ended(&self, lease: LeaseId, ttl: Duration) {
+        let (shared, host) = (self.shared, &self.shared.ports.host);
+        let began = host.since_boot();
+        while host.since_boot().saturating_sub(began) < PROVEN_WITHIN {
             tokio::select! {
                 biased;
-                () = tokio::time::sleep(left.min(AWAKE)) => {}
-                () = stop.cancelled() => return Ended::Stopped,
-                () = shared.watchdog.tripped() => return Ended::GivenUp,
+                () = shared.roster.idle() => return,
+                () = self.stop.cancelled() => return,
+                () = tokio::time::sleep(ttl / 6) => {}
             }
-            beat();
-        }
-        let sent = host.since_boot();
-        let left = (good_since + assumed_validity(ttl)).saturating_sub(sent);
-        if left.is_zero() {
-            return Ended::Lost;
-        }
-        let renewed = tokio::time::timeout(left, shared.ports.store.keep_alive(held.lease)).await;
-        if host.since_boot().saturating_sub(good_since) >= assumed_validity(ttl) {
-            // The reply came too late to be relied on, whatever it says.
-            return Ended::Lost;
-        }
-        match renewed {
-            Ok(Ok(())) if !held.renewed(&**host, sent, ttl) => return Ended::Lost,
-            Ok(Ok(())) => {
-                good_since = sent;
-                pause = ttl / 3;
-            }
-            Ok(Err(StoreError::LeaseGone(_))) | Err(_) => return Ended::Lost,
-            Ok(Err(cause)) => {
-                warn!(%cause, "the lease was not renewed");
-                pause = (ttl / 20).min(Duration::from_millis(500));
+            self.heartbeat.beat();
+            // If the store does not answer, the lease expires. Nothing more can be done.
+            let renewed = tokio::time::timeout(ttl / 3, shared.ports.store.keep_alive(lease)).await;
+            if let Ok(Err(StoreError::LeaseGone(_))) = renewed {
+                warn!(lease = lease.0, runs = ?shared.roster.ids(), "the lease is gone before these runs");
+                return;
             }
         }
+        warn!(lease = lease.0, runs = ?shared.roster.ids(), "the lease is kept no longer for these runs");
     }
-}
 
-/// Renews a lease that was given up until every drive has verified that its steps have ended. Until
-/// then, no other worker must own their runs. Returns earlier if the lease expires or `stop` is
-/// cancelled, and after [`PROVEN_WITHIN`].
-async fn keep_until_ended(
-    shared: &Shared,
-    lease: LeaseId,
-    ttl: Duration,
-    stop: &CancellationToken,
-) {
-    let host = &shared.ports.host;
-    let began = host.since_boot();
-    while host.since_boot().saturating_sub(began) < PROVEN_WITHIN {
-        tokio::select! {
-            biased;
-            () = shared.roster.idle() => return,
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(ttl / 6) => {}
-        }
-        beat();
-        // If the store does not answer, the lease expires. Nothing more can be done.
-        let renewed = tokio::time::timeout(ttl / 3, shared.ports.store.keep_alive(lease)).await;
-        if let Ok(Err(StoreError::LeaseGone(_))) = renewed {
-            warn!(lease = lease.0, runs = ?shared.roster.ids(), "the lease is gone before these runs");
-            return;
-        }
-    }
-    warn!(lease = lease.0, runs = ?shared.roster.ids(), "the lease is kept no longer for these runs");
-}
-
-/// Revokes a lease, retrying until the store answers. The next owner of its runs then need not wait
-/// until it expires.
-async fn revoke(shared: &Shared, lease: LeaseId, stop: &CancellationToken) {
-    let attempt = || async {
-        match shared.ports.store.revoke(lease).await {
-            Ok(()) | Err(StoreError::LeaseGone(_)) => ControlFlow::Break(()),
-            Err(cause) if cause.retryable() => ControlFlow::Continue(()),
-            Err(cause) => {
-                warn!(%cause, lease = lease.0, "the lease could not be revoked");
-                ControlFlow::Break(())
+    /// Revokes a lease, retrying until the store answers. The next owner of its runs then need not wait
+    /// until it expires.
+    async fn revoke(&self, lease: LeaseId) {
+        let shared = self.shared;
+        let attempt = || async {
+            match shared.ports.store.revoke(lease).await {
+                Ok(()) | Err(StoreError::LeaseGone(_)) => ControlFlow::Break(()),
+                Err(cause) if cause.retryable() => ControlFlow::Continue(()),
+                Err(cause) => {
+                    warn!(%cause, lease = lease.0, "the lease could not be revoked");
+                    ControlFlow::Break(())
+                }
             }
-        }
-    };
-    // An ending worker does not wait: the lease expires by itself.
-    Retry::new(&*shared.ports.host, RETRY_FIRST, RETRY_MOST).until(stop, attempt).await;
+        };
+        // An ending worker does not wait: the lease expires by itself.
+        let retry = Retry::new(&*shared.ports.host, self.heartbeat, RETRY_FIRST, RETRY_MOST);
+        retry.until(self.stop, attempt).await;
+    }
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use protocol::id::{PipelineId, RunId};
 use protocol::names;
 use protocol::run::{Registered, StopEntry};
 
-use super::records::{RunKeys, entry};
+use super::records::{RunKey, RunKeys, RunTxn as _, entry};
 use crate::ports::{Entry, Txn, TxnReply};
 use crate::rules::run::StopWhy;
 
@@ -21,21 +21,18 @@ pub(super) struct Look {
 impl Look {
     /// Creates a transaction that reads this state.
     pub(super) fn read(run: &RunId, start: &Start) -> Txn {
-        Self::with(Txn::new(), run, start).read(names::definition_key(run))
+        Self::with(Txn::new(), run, start).read_keys(run, &[RunKey::Definition])
     }
 
     /// Adds this state to the reads of a claim. The definition can be large, and is read only if
     /// the claim fails.
     pub(super) fn claim(txn: Txn, run: &RunId, start: &Start) -> Txn {
-        Self::with(txn, run, start).read_otherwise(names::definition_key(run))
+        Self::with(txn, run, start).read_keys_otherwise(run, &[RunKey::Definition])
     }
 
     fn with(txn: Txn, run: &RunId, start: &Start) -> Txn {
-        let mut txn = txn
-            .read(names::seen_key(run))
-            .read(names::stop_key(run))
-            .read(names::owner_key(run))
-            .read(names::run_key(run));
+        let keys = [RunKey::Seen, RunKey::Stop, RunKey::Owner, RunKey::Record];
+        let mut txn = txn.read_keys(run, &keys);
         if let Some(id) = pipeline_id(start) {
             txn = txn.read(names::pipeline_key(&id));
         }
@@ -43,9 +40,7 @@ impl Look {
             txn = txn.read(logger_key(logger));
         }
         if let Some(parent) = &start.parent {
-            txn = txn
-                .read(names::run_key(&parent.run_id))
-                .read(names::definition_key(&parent.run_id));
+            txn = txn.read_keys(&parent.run_id, &[RunKey::Record, RunKey::Definition]);
         }
         txn
     }

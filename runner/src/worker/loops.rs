@@ -10,9 +10,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
+use super::heartbeat::Heartbeat;
 use super::options::Shutdown;
 use super::shared::{LAST_EVENTS, Shared};
-use super::watchdog::waits;
 use super::{
     callbacks, control, intake, janitor, lease, marks, node, reclaim, rescue, room_watch,
     store_probe,
@@ -37,39 +37,53 @@ impl Loops {
         let (dog, mut leases) = (&shared.watchdog, lease::Announcer::default());
         let (starts, stops, others) = (TaskTracker::new(), TaskTracker::new(), TaskTracker::new());
         let leased = CancellationToken::new();
-        let follows = after_lease(Arc::clone(shared), leases.subscribe());
-        dog.spawn(&others, "what follows on each lease", follows);
-        let refresh = node::refresh(Arc::clone(shared), leases.subscribe());
-        let refresh = dog.spawn(&others, "the heartbeat", refresh);
-        let intake = shutdown.intake.clone();
-        let jobs = intake::jobs(Arc::clone(shared), leases.subscribe(), intake.clone());
-        dog.spawn(&starts, "the intake of starts", jobs);
+        let state = || Arc::clone(shared);
+        dog.spawn(&others, "the handling of new leases", |heartbeat| {
+            after_lease(state(), heartbeat, leases.subscribe())
+        });
+        let refresh = dog.spawn(&others, "the refresh of the node's entry", |heartbeat| {
+            node::refresh(state(), heartbeat, leases.subscribe())
+        });
+        let intake = &shutdown.intake;
+        dog.spawn(&starts, "the intake of starts", |heartbeat| {
+            intake::jobs(state(), heartbeat, leases.subscribe(), intake.clone())
+        });
         if shared.options.rescue {
-            let rescue = rescue::run(Arc::clone(shared), leases.subscribe(), intake.clone());
-            dog.spawn(&starts, "the rescue", rescue);
-            let room = room_watch::run(Arc::clone(shared), intake.clone());
-            dog.spawn(&starts, "the look at the disk", room);
-            let stream = room_watch::watch_stream(Arc::clone(shared), intake.clone());
-            dog.spawn(&starts, "the look at the stream", stream);
-            let janitor = janitor::run(Arc::clone(shared), leases.subscribe(), intake.clone());
-            dog.spawn(&starts, "the janitor", janitor);
+            dog.spawn(&starts, "the rescue", |heartbeat| {
+                rescue::run(state(), heartbeat, leases.subscribe(), intake.clone())
+            });
+            dog.spawn(&starts, "the disk check", |heartbeat| {
+                room_watch::run(state(), heartbeat, intake.clone())
+            });
+            dog.spawn(&starts, "the stream check", |heartbeat| {
+                room_watch::watch_stream(state(), heartbeat, intake.clone())
+            });
+            dog.spawn(&starts, "the janitor", |heartbeat| {
+                janitor::run(state(), heartbeat, leases.subscribe(), intake.clone())
+            });
         }
         if shared.options.own_queue {
-            let node =
-                intake::control(Arc::clone(shared), leases.subscribe(), Source::Node, intake);
-            dog.spawn(&starts, "the intake of its own queue", node);
+            let lease = leases.subscribe();
+            dog.spawn(&starts, "the intake of its own queue", |heartbeat| {
+                intake::control(state(), heartbeat, lease, Source::Node, intake.clone())
+            });
         }
-        let (control, leased_too) = (leases.subscribe(), leased.clone());
-        let control = intake::control(Arc::clone(shared), control, Source::Control, leased_too);
-        dog.spawn(&stops, "the intake of stops", control);
-        let probe = store_probe::run(Arc::clone(shared), leased.clone());
-        dog.spawn(&others, "the probe of the store", probe);
-        let marks = marks::renew_seen(Arc::clone(shared), leased.clone());
-        dog.spawn(&others, "the renewal of marks", marks);
-        let told = callbacks::run(Arc::clone(shared), leased.clone());
-        dog.spawn(&others, "the callbacks", told);
-        let kept = lease::keep(Arc::clone(shared), Arc::clone(guard), leases, leased.clone());
-        dog.spawn(&others, "the renewal of the lease", kept);
+        let lease = leases.subscribe();
+        dog.spawn(&stops, "the intake of stops", |heartbeat| {
+            intake::control(state(), heartbeat, lease, Source::Control, leased.clone())
+        });
+        dog.spawn(&others, "the probe of the store", |heartbeat| {
+            store_probe::run(state(), heartbeat, leased.clone())
+        });
+        dog.spawn(&others, "the renewal of marks", |heartbeat| {
+            marks::renew_seen(state(), heartbeat, leased.clone())
+        });
+        dog.spawn(&others, "the callbacks", |heartbeat| {
+            callbacks::run(state(), heartbeat, leased.clone())
+        });
+        dog.spawn(&others, "the renewal of the lease", |heartbeat| {
+            lease::keep(state(), heartbeat, Arc::clone(guard), leases, leased.clone())
+        });
         Self { starts, stops, others, refresh, leased }
     }
 
@@ -202,7 +216,7 @@ async fn ended(shared: &Shared, loops: &TaskTracker, within: Duration) {
 
 /// Handles each new lease: reports readiness, watches for stops, and ends the runs that were lost
 /// with the previous one.
-async fn after_lease(shared: Arc<Shared>, mut lease: lease::Current) {
+async fn after_lease(shared: Arc<Shared>, heartbeat: Heartbeat, mut lease: lease::Current) {
     let mut ready = false;
     let mut last = None;
     loop {
@@ -211,7 +225,7 @@ async fn after_lease(shared: Arc<Shared>, mut lease: lease::Current) {
             held.as_ref().is_some_and(|held| Some(held.lease) != last)
         };
         let held = {
-            let _waits = waits();
+            let _waits = heartbeat.waits();
             match lease.wait_for(is_new).await {
                 Ok(held) => held.clone(),
                 Err(_) => return,
@@ -222,16 +236,18 @@ async fn after_lease(shared: Arc<Shared>, mut lease: lease::Current) {
             ready = true;
             let message = format!("{} takes work", shared.options.node);
             info!(owner.id = %shared.options.node, "ready: {message}");
-            shared.publish(shared.event(Reason::RunnerReady, message)).await;
+            shared.publish(&heartbeat, shared.event(Reason::RunnerReady, message)).await;
         }
         // A drain does not wait for these tasks: both end with the lease.
         let (dog, both) = (&shared.watchdog, TaskTracker::new());
-        let watch = control::watch_stops(Arc::clone(&shared), held.clone());
-        dog.spawn(&both, "the watch of stops", watch);
-        let reclaim = reclaim::reclaim(Arc::clone(&shared), held.clone());
-        dog.spawn(&both, "the end of what was lost", reclaim);
+        dog.spawn(&both, "the watch of stops", |heartbeat| {
+            control::watch_stops(Arc::clone(&shared), heartbeat, held.clone())
+        });
+        dog.spawn(&both, "the reclaim of lost runs", |heartbeat| {
+            reclaim::reclaim(Arc::clone(&shared), heartbeat, held.clone())
+        });
         both.close();
-        let _waits = waits();
+        let _waits = heartbeat.waits();
         both.wait().await;
         last = Some(held.lease);
     }

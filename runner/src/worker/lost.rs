@@ -7,6 +7,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use protocol::id::RunId;
 use protocol::run::Cause;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 /// The delay after the first attempt at a run. It doubles with each further attempt.
@@ -33,6 +34,63 @@ impl Lost {
 
     pub(super) fn with_lease(run: RunId) -> Self {
         Self::new(run, Cause::Lost, "its worker lost its lease".to_owned())
+    }
+}
+
+/// The runs to be claimed again and ended: one entry for each run, until it is completed.
+#[derive(Debug, Default)]
+pub(super) struct LostRuns {
+    entries: Mutex<Vec<Lost>>,
+    added: Notify,
+}
+
+impl LostRuns {
+    /// Adds an entry. Replaces an earlier one of the same run.
+    pub(super) fn add(&self, lost: Lost) {
+        {
+            let mut entries = self.entries.lock();
+            entries.retain(|other| other.run != lost.run);
+            entries.push(lost);
+        }
+        self.added.notify_one();
+    }
+
+    /// Waits until an entry is added. Returns at once if one was added since the last call.
+    ///
+    /// # Cancel safety
+    /// This method is cancel safe.
+    pub(super) async fn added(&self) {
+        self.added.notified().await;
+    }
+
+    /// Delays the next attempt at a run.
+    pub(super) fn delay(&self, run: &RunId, wait: Duration) {
+        let due = Instant::now() + wait;
+        self.entries
+            .lock()
+            .iter_mut()
+            .filter(|lost| lost.run == *run)
+            .for_each(|lost| lost.due = due);
+    }
+
+    /// Removes a completed entry. A newer entry of the same run stays, because it is a later loss.
+    pub(super) fn remove(&self, lost: &Lost) {
+        self.entries.lock().retain(|other| !Arc::ptr_eq(&other.entry, &lost.entry));
+    }
+
+    /// Returns true if the run has an entry.
+    pub(super) fn has(&self, run: &RunId) -> bool {
+        self.entries.lock().iter().any(|lost| lost.run == *run)
+    }
+
+    /// Returns the entries.
+    pub(super) fn entries(&self) -> Vec<Lost> {
+        self.entries.lock().clone()
+    }
+
+    /// Returns the time of the next attempt at any of the runs.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        self.entries.lock().iter().map(|lost| lost.due).min()
     }
 }
 
@@ -72,5 +130,18 @@ mod tests {
         assert_eq!(waits, expected);
         reclaims.forget(&run);
         assert_eq!(reclaims.next(&run), Duration::ZERO);
+    }
+
+    /// A run that is lost again while its last loss is being handled is not forgotten.
+    #[test]
+    fn a_newer_loss_of_a_run_is_not_dropped_with_an_older_one() {
+        let (runs, run) = (LostRuns::default(), "r-1".parse::<RunId>().unwrap());
+        let loss = |why: &str| Lost::new(run.clone(), Cause::Engine, why.to_owned());
+        let older = loss("older");
+        runs.add(older.clone());
+        runs.add(loss("newer"));
+        runs.remove(&older);
+        assert!(runs.has(&run));
+        assert!(runs.entries().iter().any(|lost| lost.why == "newer"));
     }
 }

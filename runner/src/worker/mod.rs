@@ -4,8 +4,13 @@ mod answer;
 mod bases;
 mod callbacks;
 mod claim;
+mod claimant;
 mod control;
 mod drive;
+#[cfg(test)]
+mod fakes;
+mod heartbeat;
+mod images_in_use;
 mod intake;
 mod janitor;
 mod launch;
@@ -30,11 +35,8 @@ mod room_watch;
 mod roster;
 mod shared;
 mod store_probe;
-#[cfg(feature = "testing")]
-pub mod suite;
 mod verdict;
 mod volumes;
-mod wanted;
 mod watchdog;
 mod writes;
 

@@ -6,17 +6,17 @@ use protocol::names;
 use protocol::run::{NodeEntry, NodeState};
 use tracing::warn;
 
+use super::heartbeat::Heartbeat;
 use super::lease::Current;
 use super::records::json;
 use super::shared::Shared;
-use super::watchdog::waits;
 use crate::ports::Txn;
 
 /// Updates the node's entry under the current lease, as long as the worker runs.
-pub(super) async fn refresh(shared: Arc<Shared>, mut lease: Current) {
+pub(super) async fn refresh(shared: Arc<Shared>, heartbeat: Heartbeat, mut lease: Current) {
     loop {
         let held = {
-            let _waits = waits();
+            let _waits = heartbeat.waits();
             match lease.wait_for(Option::is_some).await {
                 Ok(held) => held.clone(),
                 Err(_) => return,
@@ -37,10 +37,10 @@ pub(super) async fn refresh(shared: Arc<Shared>, mut lease: Current) {
             }
             Err(cause) => warn!(%cause, "the node's entry was not refreshed"),
         }
-        let _waits = waits();
+        let _waits = heartbeat.waits();
         tokio::select! {
             biased;
-            () = tokio::time::sleep(shared.options.heartbeat) => {}
+            () = tokio::time::sleep(shared.options.node_refresh) => {}
             () = held.lost.cancelled() => {}
             () = shared.draining_once() => {}
             () = room => {}

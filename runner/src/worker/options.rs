@@ -20,7 +20,7 @@ pub struct Options {
     /// The time to live of the lease.
     pub lease_ttl: Duration,
     /// How long a task may stall before the watchdog trips. Exceeds the timeouts of all ports.
-    pub stands_still: Duration,
+    pub stall_timeout: Duration,
     /// The default time between SIGTERM and SIGKILL of a step.
     pub kill_grace: Duration,
     /// How long runs may continue after the worker was asked to end.
@@ -30,7 +30,7 @@ pub struct Options {
     /// The default pull policy.
     pub pull: PullPolicy,
     /// The interval between updates of the node's entry.
-    pub heartbeat: Duration,
+    pub node_refresh: Duration,
     /// How long the records of ended runs are kept.
     pub retention: Duration,
     /// The interval between removals of resources that are no longer needed.

@@ -2,19 +2,20 @@
 
 use protocol::definition::Stored;
 use protocol::id::{Epoch, RunId};
-use protocol::names;
 use protocol::run::RunRecord;
 use tracing::warn;
 
+use super::claimant::Claimant;
 use super::lease::HeldLease;
 use super::look::{logger_key, logger_url};
 use super::records::{
-    Ownership, RunKeys, SMALL_RECORD, entry, fitting, not_restored, owner_value, read_record,
+    Ownership, RunKey, RunKeys, RunTxn as _, SMALL_RECORD, entry, fitting, not_restored,
+    read_record,
 };
 use super::release::release;
 use super::retry::Retry;
 use super::shared::Shared;
-use crate::ports::{Claim, Entry, Expect, StoreError, Txn, TxnReply};
+use crate::ports::{Claim, Entry, StoreError, Txn, TxnReply};
 use crate::rules::run::PreviousOwner;
 
 /// Why an orphan is claimed.
@@ -59,12 +60,12 @@ fn begin_attempt(record: &mut RunRecord, purpose: Purpose) {
 /// Repeats a transaction under the same conditions until it is answered, as long as the lease is
 /// valid. At most one attempt commits, and the state of the previous owner is not lost.
 async fn until_answered(
-    shared: &Shared,
-    held: &HeldLease,
+    claimant: Claimant<'_>,
     run: &RunId,
     txn: Txn,
 ) -> Result<TxnReply, StoreError> {
-    let mut retry = Retry::of_store(&*shared.ports.host);
+    let Claimant { shared, held, heartbeat } = claimant;
+    let mut retry = Retry::of_store(&*shared.ports.host, heartbeat);
     loop {
         let cause = match shared.ports.store.txn(txn.clone()).await {
             Err(cause) if cause.retryable() => cause,
@@ -90,31 +91,24 @@ fn claiming(
 ) -> Txn {
     let mut txn = Txn::new();
     if matches!(purpose, Purpose::Resume { .. }) {
-        txn = txn.when(names::stop_key(run), Expect::Absent);
+        txn = txn.require_absent(run, RunKey::Stop);
     }
-    txn.when(names::owner_key(run), Expect::Absent)
-        // Without an open key, the run has been released for good.
-        .when(names::open_key(run), Expect::Present)
-        .when(names::run_key(run), Expect::ModifiedAt(record.mod_revision))
-        .put_leased(
-            names::owner_key(run),
-            owner_value(&shared.options.node, held.lease),
-            held.lease,
-        )
-        .read(names::owner_key(run))
-        .read(names::run_key(run))
-        .read_otherwise(names::definition_key(run))
+    txn.create_owner(run, &shared.options.node, held.lease)
+        .require_open(run)
+        .require_record(run, record.mod_revision)
+        .read_keys(run, &[RunKey::Owner, RunKey::Record])
+        .read_keys_otherwise(run, &[RunKey::Definition])
 }
 
 /// Returns a claim of this worker whose reply was lost, if the run has one. No drive exists for it,
 /// because the caller holds its place in the roster.
 async fn earlier_claim(
-    shared: &Shared,
-    held: &HeldLease,
+    claimant: Claimant<'_>,
     keys: &RunKeys,
     run: &RunId,
     logger_url: Option<String>,
 ) -> Result<Option<Ownership>, StoreError> {
+    let Claimant { shared, held, heartbeat } = claimant;
     if !keys.is_owned_under(&shared.options.node, held.lease) {
         return Ok(None);
     }
@@ -122,7 +116,7 @@ async fn earlier_claim(
     if owned.record.epoch == Some(owned.claim.epoch) {
         // The run was started under this claim, so nothing more may be published under its epoch.
         // The next scan finds it without an owner.
-        release(shared, &owned.claim, &held.lost).await;
+        release(shared, heartbeat, &owned.claim, &held.lost).await;
         return Ok(None);
     }
     Ok(Some(owned))
@@ -131,12 +125,12 @@ async fn earlier_claim(
 /// Claims an orphan with a new epoch and the next attempt. Returns `None` if the run has an owner
 /// or has changed. The caller must hold the run's place in the roster.
 pub(super) async fn claim_orphan(
-    shared: &Shared,
-    held: &HeldLease,
+    claimant: Claimant<'_>,
     run: &RunId,
     record: &Entry,
     purpose: Purpose,
 ) -> Result<Option<(Ownership, PreviousOwner)>, StoreError> {
+    let Claimant { shared, held, .. } = claimant;
     let parsed = read_record(run, record, None)?.record;
     let node = parsed.node.clone().unwrap_or_else(|| shared.options.node.clone());
     // An owner records its epoch with its first write. Before that, its claim is the last change.
@@ -144,7 +138,7 @@ pub(super) async fn claim_orphan(
     let (handed_over, last_seq) = (parsed.released.is_some(), parsed.last_seq);
     let past = PreviousOwner { node, epoch, handed_over, last_seq };
     // Check for a restored store before the claim, because a claim would modify that store.
-    let mut look = Txn::new().read(names::definition_key(run));
+    let mut look = Txn::new().read_keys(run, &[RunKey::Definition]);
     if let Some(logger) = &parsed.logger {
         look = look.read(logger_key(logger));
     }
@@ -161,14 +155,14 @@ pub(super) async fn claim_orphan(
     let claim = claiming(shared, held, run, record, purpose);
     // Moves the immutable parts to their own key.
     let claim = match &inline {
-        Some(inline) => claim.put(names::definition_key(run), inline.clone()),
+        Some(inline) => claim.put_definition(run, inline.clone()),
         None => claim,
     };
     let reply = loop {
         let value = fitting(run, &mut parsed, inline.as_ref().map_or(0, Vec::len))?;
         let size = value.len();
-        let txn = claim.clone().put(names::run_key(run), value);
-        match until_answered(shared, held, run, txn).await {
+        let txn = claim.clone().put_record(run, value);
+        match until_answered(claimant, run, txn).await {
             Err(StoreError::Refused(_)) if purpose == Purpose::End && size > SMALL_RECORD => {
                 // The run must end even if the store's limit is lower than the expected one.
                 parsed.cut_to(size / 2);
@@ -178,7 +172,7 @@ pub(super) async fn claim_orphan(
     };
     if !reply.committed {
         let keys = RunKeys::of(run, &reply);
-        let owned = earlier_claim(shared, held, &keys, run, logger_url).await?;
+        let owned = earlier_claim(claimant, &keys, run, logger_url).await?;
         return Ok(owned.map(|owned| (owned, past)));
     }
     let (epoch, node) = (Epoch(reply.revision), shared.options.node.clone());

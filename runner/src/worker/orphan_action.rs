@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use super::lease::HeldLease;
-use super::records::{RunKeys, read_record};
+use super::records::{RunKey, RunKeys, RunTxn as _, read_record};
 use super::shared::Shared;
 use crate::ports::{Entry, StoreError, Txn};
 use crate::rules::quota::{self, MemoryFit};
@@ -49,12 +49,8 @@ pub(super) async fn next_action(
     run: &RunId,
     since: Instant,
 ) -> Result<OrphanAction, StoreError> {
-    let look = Txn::new()
-        .read(names::run_key(run))
-        .read(names::open_key(run))
-        .read(names::owner_key(run))
-        .read(names::stop_key(run))
-        .read(names::definition_key(run));
+    let look = [RunKey::Record, RunKey::Open, RunKey::Owner, RunKey::Stop, RunKey::Definition];
+    let look = Txn::new().read_keys(run, &look);
     let keys = RunKeys::of(run, &shared.ports.store.txn(look).await?);
     let owned = keys.owner.is_some() && !keys.is_owned_under(&shared.options.node, held.lease);
     let (Some(entry), Some(open), false) = (&keys.record, &keys.open, owned) else {

@@ -3,17 +3,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use protocol::names;
 use tokio::time::Instant;
 use tracing::warn;
 
+use super::claimant::Claimant;
+use super::heartbeat::Heartbeat;
 use super::launch::Launch;
 use super::lease::HeldLease;
 use super::lost::Lost;
 use super::orphan::{Purpose, claim_orphan};
-use super::records::has_ended;
+use super::records::{RunKey, has_ended};
 use super::shared::Shared;
-use super::watchdog::{beat, waits};
 use crate::ports::StoreError;
 
 /// The delay before a run is tried again whose drive has not yet ended.
@@ -21,26 +21,27 @@ const AGAIN: Duration = Duration::from_millis(500);
 
 /// Claims and ends the runs that this worker cannot continue. They must not stay open without an
 /// owner.
-pub(super) async fn reclaim(shared: Arc<Shared>, held: HeldLease) {
+pub(super) async fn reclaim(shared: Arc<Shared>, heartbeat: Heartbeat, held: HeldLease) {
+    let claimant = Claimant { shared: &shared, held: &held, heartbeat: &heartbeat };
     loop {
         // Runs stay on the list until they are completed. Rescue ignores runs on the list.
-        let lost = shared.lost().clone();
+        let lost = shared.lost.entries();
         if lost.is_empty() {
-            let _waits = waits();
+            let _waits = heartbeat.waits();
             tokio::select! {
                 biased;
                 () = held.lost.cancelled() => return,
-                () = shared.more_lost.notified() => continue,
+                () = shared.lost.added() => continue,
             }
         }
         let now = Instant::now();
         for lost in lost.iter().filter(|lost| lost.due <= now) {
-            match reclaim_one(&shared, &held, lost).await {
-                Ok(true) => shared.forget_lost(lost),
-                Ok(false) => shared.delay(&lost.run, AGAIN),
+            match reclaim_one(claimant, lost).await {
+                Ok(true) => shared.lost.remove(lost),
+                Ok(false) => shared.lost.delay(&lost.run, AGAIN),
                 Err(cause) => {
                     let wait = shared.reclaims.next(&lost.run).max(AGAIN);
-                    shared.delay(&lost.run, wait);
+                    shared.lost.delay(&lost.run, wait);
                     warn!(
                         run.id = %lost.run,
                         %cause,
@@ -50,37 +51,34 @@ pub(super) async fn reclaim(shared: Arc<Shared>, held: HeldLease) {
                     );
                 }
             }
-            beat();
+            heartbeat.beat();
         }
-        let due = shared.lost().iter().map(|lost| lost.due).min();
-        let _waits = waits();
+        let due = shared.lost.next_due();
+        let _waits = heartbeat.waits();
         tokio::select! {
             biased;
             () = held.lost.cancelled() => return,
-            () = shared.more_lost.notified() => {}
+            () = shared.lost.added() => {}
             () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)) => {}
         }
     }
 }
 
 /// Returns false if the run's drive has not yet ended.
-async fn reclaim_one(
-    shared: &Arc<Shared>,
-    held: &HeldLease,
-    lost: &Lost,
-) -> Result<bool, StoreError> {
+async fn reclaim_one(claimant: Claimant<'_>, lost: &Lost) -> Result<bool, StoreError> {
+    let Claimant { shared, held, .. } = claimant;
     let run = &lost.run;
-    let Some(record) = shared.ports.store.get(&names::run_key(run)).await? else {
+    let Some(record) = shared.ports.store.get(&RunKey::Record.of(run)).await? else {
         shared.reclaims.forget(run);
         return Ok(true);
     };
     let ended = has_ended(&record);
-    if ended && shared.ports.store.get(&names::open_key(run)).await?.is_none() {
+    if ended && shared.ports.store.get(&RunKey::Open.of(run)).await?.is_none() {
         shared.reclaims.forget(run);
         return Ok(true);
     }
     let Some(launch) = Launch::enter(shared, run) else { return Ok(false) };
-    match claim_orphan(shared, held, run, &record, Purpose::End).await {
+    match claim_orphan(claimant, run, &record, Purpose::End).await {
         Ok(Some((owned, _))) => {
             if ended {
                 launch.conclude(held, owned);

@@ -4,13 +4,13 @@
 use std::ops::ControlFlow;
 use std::time::Duration;
 
-use protocol::names;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
+use super::heartbeat::Heartbeat;
+use super::records::RunTxn as _;
 use super::retry::Retry;
 use super::shared::Shared;
-use super::watchdog::waits;
 use crate::ports::{Claim, RunScope, STARTS_WITHIN, Txn};
 
 /// The delay between attempts to verify that a run's steps have ended.
@@ -19,8 +19,8 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// Returns once the executor has proven that no step of the run is running here and none can start, or
 /// after [`STARTS_WITHIN`], when no engine could still start one. Until then the run must keep its owner:
 /// a worker on another engine cannot end what runs here.
-pub(super) async fn prove_ended(shared: &Shared, scope: &RunScope) {
-    let _waits = waits();
+pub(super) async fn prove_ended(shared: &Shared, heartbeat: &Heartbeat, scope: &RunScope) {
+    let _waits = heartbeat.waits();
     let run = &scope.run;
     let began = shared.ports.host.since_boot();
     loop {
@@ -43,10 +43,15 @@ pub(super) async fn prove_ended(shared: &Shared, scope: &RunScope) {
 
 /// Releases the claim, retrying until etcd answers. A worker must not own a run it is not driving.
 /// If the lease is lost, the claim is too.
-pub(super) async fn release(shared: &Shared, claim: &Claim, lost: &CancellationToken) {
+pub(super) async fn release(
+    shared: &Shared,
+    heartbeat: &Heartbeat,
+    claim: &Claim,
+    lost: &CancellationToken,
+) {
     let run = &claim.run;
     let attempt = || async {
-        let txn = claim.fenced(Txn::new().delete(names::owner_key(run)));
+        let txn = claim.fenced(Txn::new().delete_owner(run));
         match shared.ports.store.txn(txn).await {
             Ok(_) => ControlFlow::Break(()),
             Err(cause) if cause.is_invalid_request() => {
@@ -59,5 +64,5 @@ pub(super) async fn release(shared: &Shared, claim: &Claim, lost: &CancellationT
             }
         }
     };
-    Retry::of_store(&*shared.ports.host).until(lost, attempt).await;
+    Retry::of_store(&*shared.ports.host, heartbeat).until(lost, attempt).await;
 }

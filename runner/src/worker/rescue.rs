@@ -14,14 +14,16 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::claimant::Claimant;
 use super::control::end_orphan;
+use super::heartbeat::Heartbeat;
 use super::launch::Launch;
 use super::lease::{Current, HeldLease};
 use super::orphan::{Purpose, claim_orphan};
 use super::orphan_action::{LOOK_EVERY, OrphanAction, next_action, waits_for_admission};
 use super::records::owner_value;
+use super::retry::Retry;
 use super::shared::Shared;
-use super::watchdog::{self, beat};
 use crate::ports::{Change, Entry, StoreError, Txn};
 
 /// Spreads the attempts of workers that see the same orphan at the same time.
@@ -32,9 +34,14 @@ const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MOST: Duration = Duration::from_secs(5);
 
 /// Rescues runs while there is a lease, until `stop` is cancelled.
-pub(super) async fn run(shared: Arc<Shared>, mut lease: Current, stop: CancellationToken) {
+pub(super) async fn run(
+    shared: Arc<Shared>,
+    heartbeat: Heartbeat,
+    mut lease: Current,
+    stop: CancellationToken,
+) {
     {
-        let _waits = watchdog::waits();
+        let _waits = heartbeat.waits();
         tokio::select! {
             biased;
             () = stop.cancelled() => return,
@@ -45,7 +52,7 @@ pub(super) async fn run(shared: Arc<Shared>, mut lease: Current, stop: Cancellat
         let stands =
             |held: &Option<HeldLease>| held.as_ref().is_some_and(|h| !h.lost.is_cancelled());
         let held = {
-            let _waits = watchdog::waits();
+            let _waits = heartbeat.waits();
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
@@ -57,8 +64,7 @@ pub(super) async fn run(shared: Arc<Shared>, mut lease: Current, stop: Cancellat
         };
         let Some(held) = held else { continue };
         let mut rescue = Rescue {
-            shared: &shared,
-            held: &held,
+            claimant: Claimant { shared: &shared, held: &held, heartbeat: &heartbeat },
             stop: &stop,
             orphans: BTreeMap::new(),
             slot: Slot::None,
@@ -85,8 +91,7 @@ enum Slot {
 }
 
 struct Rescue<'a> {
-    shared: &'a Arc<Shared>,
-    held: &'a HeldLease,
+    claimant: Claimant<'a>,
     stop: &'a CancellationToken,
     orphans: BTreeMap<RunId, Orphan>,
     slot: Slot,
@@ -94,25 +99,24 @@ struct Rescue<'a> {
 
 impl Rescue<'_> {
     fn is_over(&self) -> bool {
-        self.held.lost.is_cancelled() || self.stop.is_cancelled()
+        self.claimant.held.lost.is_cancelled() || self.stop.is_cancelled()
     }
 
     /// Scans and follows until the lease is lost or the worker stops.
     async fn until_over(&mut self) {
-        let mut wait = RETRY_FIRST;
+        let Claimant { shared, held, heartbeat } = self.claimant;
+        let mut retry = Retry::new(&*shared.ports.host, heartbeat, RETRY_FIRST, RETRY_MOST);
         while !self.is_over() {
             match self.look_and_follow().await {
-                Ok(()) => wait = RETRY_FIRST,
+                Ok(()) => retry.reset(),
                 Err(cause) => {
                     warn!(%cause, "runs without an owner are looked for anew");
-                    let _waits = watchdog::waits();
                     tokio::select! {
                         biased;
-                        () = self.held.lost.cancelled() => {}
+                        () = held.lost.cancelled() => {}
                         () = self.stop.cancelled() => {}
-                        () = tokio::time::sleep(wait) => {}
+                        () = retry.wait() => {}
                     }
-                    wait = (wait * 2).min(RETRY_MOST);
                 }
             }
         }
@@ -120,7 +124,8 @@ impl Rescue<'_> {
 
     /// Scans once and follows the changes. Returns when the next scan is due.
     async fn look_and_follow(&mut self) -> Result<(), StoreError> {
-        let store = &self.shared.ports.store;
+        let Claimant { shared, held, heartbeat } = self.claimant;
+        let store = &shared.ports.store;
         let look = Txn::new().read_prefix(names::OPEN).read_prefix(names::OWNERS);
         let look = store.txn(look).await?;
         self.on_scan(&look.reads);
@@ -139,10 +144,10 @@ impl Rescue<'_> {
                 }
             };
             let is_due = {
-                let _waits = watchdog::waits();
+                let _waits = heartbeat.waits();
                 tokio::select! {
                     biased;
-                    () = self.held.lost.cancelled() => return Ok(()),
+                    () = held.lost.cancelled() => return Ok(()),
                     () = self.stop.cancelled() => return Ok(()),
                     change = changes.next() => {
                         match change {
@@ -172,14 +177,15 @@ impl Rescue<'_> {
     /// Processes a scan: the lists of open and of owned runs.
     fn on_scan(&mut self, reads: &[Vec<Entry>]) {
         let (open, owners) = (reads.first().into_iter().flatten(), reads.get(1));
-        let mine = owner_value(&self.shared.options.node, self.held.lease);
+        let Claimant { shared, held, .. } = self.claimant;
+        let mine = owner_value(&shared.options.node, held.lease);
         let owned: BTreeSet<RunId> = owners
             .into_iter()
             .flatten()
             .filter_map(|owner| Some((run_of(&owner.key, names::OWNERS)?, owner)))
             // A run that this lease owns without a drive is a claim whose reply was lost. A claim
             // under an earlier lease of this node is left to expire with that lease.
-            .filter(|(run, owner)| owner.value != mine || self.shared.roster.has(run))
+            .filter(|(run, owner)| owner.value != mine || shared.roster.has(run))
             .map(|(run, _)| run)
             .collect();
         let orphans: BTreeSet<RunId> = open
@@ -199,7 +205,7 @@ impl Rescue<'_> {
                 if let Some(run) = run_of(&entry.key, names::OWNERS) {
                     self.orphans.remove(&run);
                     // The run has a new owner, and its next loss is a different one.
-                    self.shared.own_lost().remove(&run);
+                    self.claimant.shared.own_lost().remove(&run);
                 }
             }
             Change::Deleted { key, .. } => {
@@ -214,7 +220,7 @@ impl Rescue<'_> {
 
     fn note(&mut self, run: RunId) {
         let now = Instant::now();
-        let due = now + self.shared.ports.host.jitter(SPREAD);
+        let due = now + self.claimant.shared.ports.host.jitter(SPREAD);
         self.orphans.entry(run).or_insert(Orphan { since: now, due, complaints: 0 });
     }
 
@@ -228,7 +234,7 @@ impl Rescue<'_> {
             .collect();
         due.sort_by_key(|(_, orphan)| orphan.since);
         for (run, orphan) in due {
-            beat();
+            self.claimant.heartbeat.beat();
             if self.is_over() {
                 return Ok(());
             }
@@ -258,8 +264,8 @@ impl Rescue<'_> {
     /// Handles an orphan. Returns the delay before the next attempt, or `None` if nothing is left
     /// to do.
     async fn take(&mut self, run: &RunId, orphan: Orphan) -> Result<Option<Duration>, StoreError> {
-        let (shared, held) = (self.shared, self.held);
-        if shared.roster.has(run) || shared.is_to_be_ended(run) {
+        let Claimant { shared, held, .. } = self.claimant;
+        if shared.roster.has(run) || shared.lost.has(run) {
             // This worker's previous drive of the run has not yet ended.
             return Ok(Some(AGAIN));
         }
@@ -274,7 +280,7 @@ impl Rescue<'_> {
                 return Ok(Some(LOOK_EVERY));
             }
             OrphanAction::Stopped(stop) => {
-                return match end_orphan(shared, held, run, &stop.reason).await {
+                return match end_orphan(self.claimant, run, &stop.reason).await {
                     Ok(()) => Ok(Some(AGAIN)),
                     Err(cause) if cause.is_invalid_request() => {
                         warn!(run.id = %run, %cause, "run {run} cannot be stopped yet");
@@ -296,7 +302,7 @@ impl Rescue<'_> {
                 None => return Ok(Some(LOOK_EVERY)),
             },
         };
-        claim(shared, held, run, &entry, purpose, slot).await
+        claim(self.claimant, run, &entry, purpose, slot).await
     }
 
     /// Warns about a run that needs a worker of another version: at once, then at growing
@@ -321,7 +327,7 @@ impl Rescue<'_> {
             }
             Slot::None => {}
         }
-        let mut waiting = self.shared.wait_for_slot();
+        let mut waiting = self.claimant.shared.wait_for_slot();
         if let Some(slot) = (&mut waiting).now_or_never() {
             return slot;
         }
@@ -333,15 +339,15 @@ impl Rescue<'_> {
 /// Claims an orphan, and resumes it in the slot or ends it. Returns the delay before the next
 /// attempt, or `None` if nothing is left to do.
 async fn claim(
-    shared: &Arc<Shared>,
-    held: &HeldLease,
+    claimant: Claimant<'_>,
     run: &RunId,
     entry: &Entry,
     purpose: Purpose,
     slot: Option<OwnedSemaphorePermit>,
 ) -> Result<Option<Duration>, StoreError> {
+    let Claimant { shared, held, .. } = claimant;
     let Some(launch) = Launch::enter(shared, run) else { return Ok(Some(AGAIN)) };
-    match claim_orphan(shared, held, run, entry, purpose).await {
+    match claim_orphan(claimant, run, entry, purpose).await {
         Ok(Some((owned, past))) => {
             shared.own_lost().remove(run);
             match slot {

@@ -1,54 +1,65 @@
-//! Retries calls of ports: grows the pause between attempts, and ticks the task's heartbeat at each of
-//! them, so that the watchdog does not mistake a task that waits for a service for a stalled one.
+//! Retries calls of ports with growing pauses. Each attempt counts as progress of the task: the watchdog
+//! must not abort a task that retries an unavailable service.
 
 use std::ops::ControlFlow;
 use std::time::Duration;
 
-use backoff::SystemClock;
-use backoff::backoff::Backoff as _;
-use backoff::exponential::{ExponentialBackoff, ExponentialBackoffBuilder};
 use tokio_util::sync::CancellationToken;
 
-use super::watchdog::beat;
-use crate::ports::Host;
+use super::heartbeat::Heartbeat;
+use crate::ports::{Host, Pauses};
 
 /// The pauses between the attempts at one call. Each is twice as long as the one before it, up to a
 /// limit, plus up to a quarter of itself, so that workers do not retry in step.
 pub(super) struct Retry<'a> {
     host: &'a dyn Host,
-    pauses: ExponentialBackoff<SystemClock>,
-    longest: Duration,
+    heartbeat: Heartbeat,
+    pauses: Pauses,
 }
 
 impl<'a> Retry<'a> {
-    /// Pauses from `first` to `longest`.
-    pub(super) fn new(host: &'a dyn Host, first: Duration, longest: Duration) -> Self {
-        let pauses = ExponentialBackoffBuilder::new()
-            .with_initial_interval(first)
-            .with_multiplier(2.0)
-            .with_max_interval(longest)
-            // The host draws the jitter instead: a seed of the simulation must be one history.
-            .with_randomization_factor(0.0)
-            .with_max_elapsed_time(None)
-            .build();
-        Self { host, pauses, longest }
+    /// Pauses from `first` to `longest`. `heartbeat` is that of the task that retries.
+    pub(super) fn new(
+        host: &'a dyn Host,
+        heartbeat: &Heartbeat,
+        first: Duration,
+        longest: Duration,
+    ) -> Self {
+        // The host draws the jitter: a seed of the simulation must be one history.
+        let pauses = Pauses::doubling(first, longest);
+        Self { host, heartbeat: heartbeat.clone(), pauses }
     }
 
     /// Pauses for a call of the store: from 50 ms to 1 s.
-    pub(super) fn of_store(host: &'a dyn Host) -> Self {
-        Self::new(host, Duration::from_millis(50), Duration::from_secs(1))
+    pub(super) fn of_store(host: &'a dyn Host, heartbeat: &Heartbeat) -> Self {
+        Self::new(host, heartbeat, Duration::from_millis(50), Duration::from_secs(1))
     }
 
-    /// Waits before the next attempt. `Break` if `end` is cancelled, at once or while waiting.
+    /// Returns to the first pause, after a call that succeeded.
+    pub(super) fn reset(&mut self) {
+        self.pauses.reset();
+    }
+
+    /// Waits before the next attempt. The watchdog treats the task as idle meanwhile.
+    ///
+    /// # Cancel safety
+    /// Cancelling skips the rest of the pause.
+    pub(super) async fn wait(&mut self) {
+        let pause = self.pauses.take_next();
+        let pause = pause + self.host.jitter(pause / 4);
+        let _waits = self.heartbeat.waits();
+        tokio::time::sleep(pause).await;
+    }
+
+    /// Like [`Self::wait`]. `Break` if `end` is cancelled, at once or while waiting.
     ///
     /// # Cancel safety
     /// Cancelling skips the rest of the pause.
     pub(super) async fn pause(&mut self, end: &CancellationToken) -> ControlFlow<()> {
-        let pause = self.pauses.next_backoff().unwrap_or(self.longest);
-        let pause = pause + self.host.jitter(pause / 4);
-        let waited = end.run_until_cancelled(tokio::time::sleep(pause)).await;
-        beat();
-        if waited.is_some() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        match end.run_until_cancelled(self.wait()).await {
+            Some(()) => ControlFlow::Continue(()),
+            None => ControlFlow::Break(()),
+        }
     }
 
     /// Attempts a call until it returns `Break`. `None` if `end` is cancelled between two attempts.
@@ -64,7 +75,7 @@ impl<'a> Retry<'a> {
         F: Future<Output = ControlFlow<T>>,
     {
         loop {
-            beat();
+            self.heartbeat.beat();
             if let ControlFlow::Break(answer) = attempt().await {
                 return Some(answer);
             }
@@ -77,43 +88,14 @@ impl<'a> Retry<'a> {
 
 #[cfg(test)]
 mod tests {
-    use protocol::run::{NodeCpu, NodeMemory};
-    use protocol::time::Millis;
-
     use super::*;
-
-    struct NoJitter;
-
-    impl Host for NoJitter {
-        fn now(&self) -> Millis {
-            Millis(0)
-        }
-
-        fn since_boot(&self) -> Duration {
-            Duration::ZERO
-        }
-
-        fn memory(&self) -> NodeMemory {
-            NodeMemory { free: 0, total: 0 }
-        }
-
-        fn cpu(&self) -> NodeCpu {
-            NodeCpu { count: 1, load: 0.0 }
-        }
-
-        fn jitter(&self, _most: Duration) -> Duration {
-            Duration::ZERO
-        }
-
-        fn name(&self) -> String {
-            String::new()
-        }
-    }
+    use crate::worker::fakes::StoppedClock;
 
     #[tokio::test(start_paused = true)]
     async fn pauses_double_up_to_the_limit_until_the_call_answers() {
         let (mut times, began) = (Vec::new(), tokio::time::Instant::now());
-        let retry = Retry::new(&NoJitter, Duration::from_millis(50), Duration::from_millis(150));
+        let (first, longest) = (Duration::from_millis(50), Duration::from_millis(150));
+        let retry = Retry::new(&StoppedClock, &Heartbeat::unwatched(), first, longest);
         let answer = retry
             .until(&CancellationToken::new(), || {
                 times.push(began.elapsed().as_millis());
@@ -132,7 +114,7 @@ mod tests {
         let end = CancellationToken::new();
         end.cancel();
         let mut attempts = 0;
-        let answer: Option<()> = Retry::of_store(&NoJitter)
+        let answer: Option<()> = Retry::of_store(&StoppedClock, &Heartbeat::unwatched())
             .until(&end, || {
                 attempts += 1;
                 std::future::ready(ControlFlow::Continue(()))

@@ -6,18 +6,18 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::heartbeat::Heartbeat;
 use super::room::{Service, State};
 use super::shared::Shared;
-use super::watchdog::waits;
 use super::{bases, janitor, volumes};
 
 /// The interval between requests to an unavailable engine.
 const AWAY: Duration = Duration::from_secs(1);
 
 /// Checks the disk periodically and on request, until `stop` is cancelled.
-pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
+pub(super) async fn run(shared: Arc<Shared>, heartbeat: Heartbeat, stop: CancellationToken) {
     // The loop waits for the engine, which may have much to remove.
-    let _waits = waits();
+    let _waits = heartbeat.waits();
     let mut asked = false;
     loop {
         tokio::select! {
@@ -39,8 +39,12 @@ pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
 const STREAM: Duration = Duration::from_secs(1);
 
 /// Pauses the intake while events cannot be published. Ends with the intake.
-pub(super) async fn watch_stream(shared: Arc<Shared>, stop: CancellationToken) {
-    let _waits = waits();
+pub(super) async fn watch_stream(
+    shared: Arc<Shared>,
+    heartbeat: Heartbeat,
+    stop: CancellationToken,
+) {
+    let _waits = heartbeat.waits();
     while !stop.is_cancelled() {
         shared.room.note(Service::Stream, shared.ports.events.problem());
         stop.run_until_cancelled(tokio::time::sleep(STREAM)).await;

@@ -21,12 +21,13 @@ use tokio_util::task::TaskTracker;
 use tracing::warn;
 
 use super::callbacks::inbox::Inbox;
+use super::heartbeat::Heartbeat;
 use super::long_lease::LongLease;
-use super::lost::{Lost, Reclaims};
+use super::lost::{Lost, LostRuns, Reclaims};
 use super::options::Options;
 use super::room::Room;
 use super::roster::Roster;
-use super::watchdog::{Watchdog, waits};
+use super::watchdog::Watchdog;
 use super::writes::Writes;
 use crate::ports::{EngineInfo, ExecError, Ports, StoreError};
 
@@ -77,8 +78,7 @@ pub(crate) struct Shared {
     pub(super) started_at: Millis,
     /// Runs that this worker no longer drives although they have not ended, with the reasons. They
     /// have no owner until a worker claims them again.
-    pub(super) lost: Mutex<Vec<Lost>>,
-    pub(super) more_lost: Notify,
+    pub(super) lost: LostRuns,
     /// How often each of them was claimed again.
     pub(super) reclaims: Reclaims,
     /// Runs lost with this worker's own lease that may continue. Claiming one again is not a loss.
@@ -131,7 +131,7 @@ impl Shared {
             limits_refused,
             cluster,
             ports,
-            watchdog: Arc::new(Watchdog::new(options.stands_still)),
+            watchdog: Arc::new(Watchdog::new(options.stall_timeout)),
             options,
             roster: Roster::default(),
             tasks: TaskTracker::new(),
@@ -139,8 +139,7 @@ impl Shared {
             draining: CancellationToken::new(),
             leaving: CancellationToken::new(),
             drain_told: AtomicBool::new(false),
-            lost: Mutex::default(),
-            more_lost: Notify::new(),
+            lost: LostRuns::default(),
             reclaims: Reclaims::default(),
             own_lost: Mutex::default(),
             slot_wanted: Notify::new(),
@@ -190,8 +189,8 @@ impl Shared {
     }
 
     /// Publishes an event outside any run's sequence.
-    pub(super) async fn publish(&self, event: Event) {
-        let _waits = waits();
+    pub(super) async fn publish(&self, heartbeat: &Heartbeat, event: Event) {
+        let _waits = heartbeat.waits();
         let text = event.message.clone();
         match tokio::time::timeout(EVENT_WITHIN, self.ports.events.emit(event)).await {
             Ok(Ok(_)) => {}
@@ -207,14 +206,17 @@ impl Shared {
         let message = format!("{} takes nothing new", self.options.node);
         let (shared, event) = (Arc::clone(self), self.event(Reason::RunnerDraining, message));
         self.tasks.spawn(async move {
-            tokio::time::timeout(LAST_EVENTS, shared.publish(event)).await.ok();
+            // This task has no watchdog: the timeout ends it.
+            let heartbeat = Heartbeat::unwatched();
+            tokio::time::timeout(LAST_EVENTS, shared.publish(&heartbeat, event)).await.ok();
         });
     }
 
-    pub(super) async fn ignored(&self, run: Option<&RunId>, why: &str) {
+    /// Publishes that a command was ignored.
+    pub(super) async fn ignored(&self, heartbeat: &Heartbeat, run: Option<&RunId>, why: &str) {
         let mut event = self.event(Reason::CommandIgnored, why.to_owned());
         event.run_id = run.cloned();
-        self.publish(event).await;
+        self.publish(heartbeat, event).await;
     }
 
     pub(super) fn put_lost(&self, mut lost: Lost) {
@@ -224,27 +226,7 @@ impl Shared {
             return;
         }
         lost.due = Instant::now() + self.reclaims.next(&lost.run);
-        {
-            let mut list = self.lost();
-            list.retain(|other| other.run != lost.run);
-            list.push(lost);
-        }
-        self.more_lost.notify_one();
-    }
-
-    /// Delays the next attempt at a lost run.
-    pub(super) fn delay(&self, run: &RunId, wait: Duration) {
-        let due = Instant::now() + wait;
-        self.lost().iter_mut().filter(|lost| lost.run == *run).for_each(|lost| lost.due = due);
-    }
-
-    /// Removes a completed entry. A newer entry of the same run stays, because it is a later loss.
-    pub(super) fn forget_lost(&self, lost: &Lost) {
-        self.lost().retain(|other| !Arc::ptr_eq(&other.entry, &lost.entry));
-    }
-
-    pub(super) fn lost(&self) -> MutexGuard<'_, Vec<Lost>> {
-        self.lost.lock()
+        self.lost.add(lost);
     }
 
     /// Requests a slot with precedence over new starts. Waits for the permit before it asks the
@@ -277,11 +259,6 @@ impl Shared {
 
     pub(super) fn own_lost(&self) -> MutexGuard<'_, HashSet<RunId>> {
         self.own_lost.lock()
-    }
-
-    /// Returns true if this worker is about to end the run.
-    pub(super) fn is_to_be_ended(&self, run: &RunId) -> bool {
-        self.lost().iter().any(|lost| lost.run == *run)
     }
 
     /// Completes at the start of the drain, once. Later calls never complete.

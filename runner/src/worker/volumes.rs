@@ -4,8 +4,8 @@
 use tracing::warn;
 
 use super::bases;
+use super::images_in_use::ImagesInUse;
 use super::shared::Shared;
-use super::wanted::NamedByRuns;
 use crate::ports::ExecError;
 
 /// Removes unused volumes until the disk has room. Keeps every volume that an open run names.
@@ -21,7 +21,7 @@ async fn remove_unused(shared: &Shared) -> Result<(), ExecError> {
     if bases::has_room(shared).await? {
         return Ok(());
     }
-    let mut references = NamedByRuns::default();
+    let mut references = ImagesInUse::default();
     for name in executor.shared_volumes().await? {
         // A run might have started since the last removal.
         if let Err(cause) = references.look(shared).await {

@@ -202,8 +202,10 @@ impl Reader {
             }
             Value::String(line) => Cmd::Line(line.clone()),
             Value::Null | Value::Bool(_) | Value::Number(_) | Value::Map(_) => {
-                let message =
-                    format!("`cmd` is {}, expected a text or a list of texts", field.node.kind());
+                let message = format!(
+                    "`cmd` is {}, expected a string or a list of strings",
+                    field.node.kind()
+                );
                 self.fault(field, message, None);
                 return None;
             }

@@ -115,9 +115,9 @@ impl Reader {
     /// Images cannot be merged, so a step that needs several must select one with `from`.
     fn images(&mut self, items: &[Field<'_>], steps: &[Step]) {
         let graph = Graph::of(steps);
-        for (position, (item, step)) in items.iter().zip(steps).enumerate() {
+        for (position, (item, step)) in graph.positions().zip(items.iter().zip(steps)) {
             let images = || {
-                let mut images = graph.images_before(position).map(|at| &steps[at].name);
+                let mut images = graph.images_before(position).map(|at| &steps[at.index()].name);
                 let shown: Vec<_> =
                     images.by_ref().take(SHOWN).map(|name| quoted(name.as_str())).collect();
                 let more = if images.next().is_some() { ", …" } else { "" };

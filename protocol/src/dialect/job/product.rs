@@ -254,7 +254,7 @@ fn number(reader: &mut Reader, field: &Field<'_>) -> Option<Json> {
             (!text.is_empty()).then(|| text.clone().into())
         }
         Value::Null | Value::Bool(_) | Value::List(_) | Value::Map(_) => {
-            reader.mismatch(field, "a number or a text", None);
+            reader.mismatch(field, "a number or a string", None);
             None
         }
     }
@@ -265,7 +265,7 @@ fn lines(reader: &mut Reader, field: &Field<'_>, nested: bool) -> Option<Vec<Str
         return line(reader, field, text).map(|text| vec![text]);
     }
     let Some(items) = field.items() else {
-        reader.mismatch(field, "a text or a list of texts", None);
+        reader.mismatch(field, "a string or a list of strings", None);
         return None;
     };
     let mut lines = Vec::new();
@@ -276,7 +276,7 @@ fn lines(reader: &mut Reader, field: &Field<'_>, nested: bool) -> Option<Vec<Str
             (Value::List(_), None) if nested => {
                 lines.extend(self::lines(reader, &item, false).unwrap_or_default());
             }
-            (_, None) => reader.mismatch(&item, "a text", None),
+            (_, None) => reader.mismatch(&item, "a string", None),
         }
     }
     Some(lines)

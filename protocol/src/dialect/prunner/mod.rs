@@ -13,7 +13,7 @@ pub use self::load::{Loaded, load};
 use super::reader::{Field, Fields, Keys, Reader, join};
 use super::tree::{Node, Value, quoted};
 use crate::diagnostic::Diagnostic;
-use crate::id::{PipelineId, StepName};
+use crate::id::{PipelineId, StepName, StepPosition};
 use crate::pipeline::{
     Admission, EndSignal, ExecutorKind, FailureMode, Graph, Pipeline, Shell, Step, Strategy,
     Template, Vars, bad_variable, depths,
@@ -213,7 +213,8 @@ impl Reader {
         }
         let mut steps: Vec<Step> = read.into_values().collect();
         let graph = Graph::of(&steps);
-        let needs: Vec<Vec<usize>> = (0..steps.len()).map(|at| graph.needs(at).to_vec()).collect();
+        let indices = |needs: &[StepPosition]| needs.iter().map(|needed| needed.index()).collect();
+        let needs: Vec<Vec<usize>> = graph.positions().map(|at| indices(graph.needs(at))).collect();
         let depths = depths(&needs);
         let circle = circle(&needs, &depths);
         if !circle.is_empty() {

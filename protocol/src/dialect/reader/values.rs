@@ -14,11 +14,11 @@ impl Reader {
             Value::String(text) => Some(text.clone()),
             Value::Bool(text) | Value::Number(text) => {
                 let hint = format!("write it in quotes: \"{text}\"");
-                self.mismatch(field, "a text", Some(&hint));
+                self.mismatch(field, "a string", Some(&hint));
                 None
             }
             Value::Null | Value::List(_) | Value::Map(_) => {
-                self.mismatch(field, "a text", None);
+                self.mismatch(field, "a string", None);
                 None
             }
         }
@@ -182,7 +182,7 @@ impl Reader {
                 } else {
                     let kind = entry.value.kind();
                     let message =
-                        format!("`{path}` is {kind}, expected a text, a number or a boolean");
+                        format!("`{path}` is {kind}, expected a string, a number or a boolean");
                     (message, None)
                 };
                 self.fault_at(entry.value.at, &path, message, hint);

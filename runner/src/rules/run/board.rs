@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use protocol::id::StepName;
+use protocol::id::{StepName, StepPosition};
 use protocol::pipeline::{Graph, Pipeline, Step, When};
 use protocol::run::{RunRecord, StepRecord, StepStatus};
 use protocol::time::Millis;
@@ -80,7 +80,7 @@ pub(super) struct Board {
     /// The resource that each step mounts into its image, where its successors find it.
     resources: Vec<Option<String>>,
     /// The steps in progress, by position.
-    pub(super) work: BTreeMap<usize, StepProgress>,
+    pub(super) work: BTreeMap<StepPosition, StepProgress>,
 }
 
 impl Board {
@@ -108,8 +108,8 @@ impl Board {
 
     /// Sets a step's state, and removes its work unless it is in progress. The `on-error` step has
     /// none.
-    pub(super) fn set(&mut self, position: usize, standing: StepState) {
-        if let Some(stands) = self.standings.get_mut(position) {
+    pub(super) fn set(&mut self, position: StepPosition, standing: StepState) {
+        if let Some(stands) = self.standings.get_mut(position.index()) {
             *stands = standing;
         }
         if standing != StepState::Going {
@@ -117,8 +117,8 @@ impl Board {
         }
     }
 
-    pub(super) fn state(&self, position: usize) -> StepState {
-        self.standings.get(position).copied().unwrap_or(StepState::Never)
+    pub(super) fn state(&self, position: StepPosition) -> StepState {
+        self.standings.get(position.index()).copied().unwrap_or(StepState::Never)
     }
 
     /// Returns the number of passed steps.
@@ -127,9 +127,9 @@ impl Board {
     }
 
     /// Returns the first step that may start. Marks steps that can never start.
-    pub(super) fn next(&mut self) -> Option<usize> {
+    pub(super) fn next(&mut self) -> Option<StepPosition> {
         self.mark_never();
-        (0..self.standings.len()).find(|position| {
+        self.graph.positions().find(|position| {
             let mut needs = self.graph.needs(*position).iter().map(|at| self.state(*at));
             self.state(*position) == StepState::Waiting
                 && match self.when(*position) {
@@ -146,34 +146,38 @@ impl Board {
             let is_never = self.state(*position) == StepState::Waiting
                 && self.when(*position) == When::Passed
                 && needs.any(|needed| needed.is_over() && needed != StepState::Passed);
-            if is_never && let Some(standing) = self.standings.get_mut(*position) {
+            if is_never && let Some(standing) = self.standings.get_mut(position.index()) {
                 *standing = StepState::Never;
             }
         }
     }
 
-    fn when(&self, position: usize) -> When {
-        self.whens.get(position).copied().unwrap_or_default()
+    fn when(&self, position: StepPosition) -> When {
+        self.whens.get(position.index()).copied().unwrap_or_default()
     }
 
     /// Returns the step whose image each step starts from: its nearest predecessor with an image.
     /// `None` means the base image.
-    pub(super) fn origins(&self, has_image: impl Fn(usize) -> bool) -> Vec<Option<usize>> {
+    pub(super) fn origins(
+        &self,
+        has_image: impl Fn(StepPosition) -> bool,
+    ) -> Vec<Option<StepPosition>> {
         let mut origins = vec![None; self.standings.len()];
         for position in self.graph.in_order() {
             let before = self.graph.begins_on(*position);
-            let origin = before.and_then(|at| if has_image(at) { before } else { origins[at] });
-            origins[*position] = origin;
+            let origin =
+                before.and_then(|at| if has_image(at) { before } else { origins[at.index()] });
+            origins[position.index()] = origin;
         }
         origins
     }
 
     /// Returns true if a step's resource is already in the image that it starts from.
-    pub(super) fn is_mounted(&self, position: usize) -> bool {
-        let wanted = self.resources.get(position).and_then(Option::as_ref);
+    pub(super) fn is_mounted(&self, position: StepPosition) -> bool {
+        let wanted = self.resources.get(position.index()).and_then(Option::as_ref);
         let mut before = self.graph.begins_on(position);
         while let Some(at) = before {
-            if self.resources.get(at).and_then(Option::as_ref) == wanted {
+            if self.resources.get(at.index()).and_then(Option::as_ref) == wanted {
                 return true;
             }
             before = self.graph.begins_on(at);
@@ -182,10 +186,10 @@ impl Board {
     }
 
     /// Returns true if a step that is not over starts from the image of the step at `position`.
-    pub(super) fn is_gone_on_from(&self, position: usize) -> bool {
-        (0..self.standings.len()).any(|other| {
+    pub(super) fn is_gone_on_from(&self, position: StepPosition) -> bool {
+        self.graph.positions().any(|other| {
             let begins = self.graph.begins_on(other) == Some(position);
-            let is_on_image = self.on_image.get(other).copied().unwrap_or_default();
+            let is_on_image = self.on_image.get(other.index()).copied().unwrap_or_default();
             begins && is_on_image && !self.state(other).is_over()
         })
     }

@@ -2,7 +2,7 @@
 
 use protocol::budget;
 use protocol::event::{Reason, Severity};
-use protocol::id::StepName;
+use protocol::id::{StepName, StepPosition};
 use protocol::pipeline::Step;
 use protocol::run::{Cause, Status, StepRecord, StepStatus};
 use protocol::time::Millis;
@@ -43,7 +43,7 @@ fn names(why: &str, step: &StepName) -> bool {
 
 impl Run {
     /// Ends a step that was asked to end, alone or together with its run.
-    pub(super) fn abandon_step(&mut self, now: Millis, position: usize) -> Vec<Effect> {
+    pub(super) fn abandon_step(&mut self, now: Millis, position: StepPosition) -> Vec<Effect> {
         let Some(work) = self.stage(position) else { return Vec::new() };
         let (exited, broken) = (work.exited.code, work.broken);
         let code = (work.stage != Stage::Running).then_some(exited);
@@ -64,7 +64,7 @@ impl Run {
     pub(super) fn close(
         &mut self,
         now: Millis,
-        position: usize,
+        position: StepPosition,
         (status, exit_code): (StepStatus, Option<i32>),
         why: Option<(Cause, String)>,
     ) -> Vec<Effect> {
@@ -95,7 +95,7 @@ impl Run {
     }
 
     /// Records why a step failed.
-    pub(super) fn note_failure(&mut self, position: usize, why: Option<&(Cause, String)>) {
+    pub(super) fn note_failure(&mut self, position: StepPosition, why: Option<&(Cause, String)>) {
         self.count_message(why.map_or(0, |(_, message)| message.len().min(MESSAGE_BYTES)));
         if let (Some((cause, message)), Some(record)) = (why, self.record_of(position)) {
             record.cause = Some(*cause);
@@ -106,7 +106,7 @@ impl Run {
     /// Marks the run as failing. In fail-fast mode, asks the other steps to end.
     pub(super) fn fail(
         &mut self,
-        position: Option<usize>,
+        position: Option<StepPosition>,
         (cause, why): (Cause, String),
     ) -> Vec<Effect> {
         if self.failing.is_some() {
@@ -118,7 +118,7 @@ impl Run {
             return Vec::new();
         }
         let waiting = self.board.work.iter().filter(|(_, work)| work.stage == Stage::Waiting);
-        let waiting: Vec<usize> = waiting.map(|(position, _)| *position).collect();
+        let waiting: Vec<StepPosition> = waiting.map(|(position, _)| *position).collect();
         for position in waiting {
             self.board.set(position, StepState::Failed);
         }
@@ -158,14 +158,14 @@ impl Run {
     }
 
     /// Returns the `on-error` step if the run is about to fail and that step has not started.
-    fn last_step(&self) -> Option<(usize, Step)> {
+    fn last_step(&self) -> Option<(StepPosition, Step)> {
         if self.failing.is_none() || self.interrupted.is_some() {
             return None;
         }
         let pipeline = self.record.pipeline.as_ref()?;
         let step = pipeline.on_error.as_deref()?;
         let is_begun = self.record.steps.iter().any(|record| record.name == step.name);
-        (!is_begun).then(|| (pipeline.steps.len(), step.clone()))
+        (!is_begun).then(|| (pipeline.on_error_position(), step.clone()))
     }
 
     /// Returns the first failure that an earlier owner recorded.
@@ -191,7 +191,7 @@ impl Run {
     }
 
     /// Returns cause and message of a step that exceeded its timeout.
-    pub(super) fn too_long(&self, position: usize) -> (Cause, String) {
+    pub(super) fn too_long(&self, position: StepPosition) -> (Cause, String) {
         let limit = self.step(position).and_then(|step| step.timeout);
         let limit = limit.map_or_else(|| "its time".to_owned(), |limit| limit.to_string());
         self.exhausted(position, (Cause::Timeout, format!("{TOOK} {limit}")))
@@ -209,7 +209,7 @@ impl Run {
     pub(super) fn close_step_record(
         &mut self,
         now: Millis,
-        position: usize,
+        position: StepPosition,
         status: StepStatus,
         exit_code: Option<i32>,
         image: Option<String>,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use protocol::event::{Reason, Severity};
-use protocol::id::{Epoch, NodeId, StepName};
+use protocol::id::{Epoch, NodeId, StepName, StepPosition};
 use protocol::pipeline::{ProcessLimits, Step};
 use protocol::run::{Cause, RunRecord};
 
@@ -13,37 +13,27 @@ pub enum Input {
     /// The image is available.
     Prepared,
     /// The resource of the step at this position is mounted.
-    Fetched(usize),
+    Fetched(StepPosition),
     /// The command of the step at this position exited.
-    Exited(usize, Exited),
+    Exited(StepPosition, Exited),
     /// The artifact of the step at this position was uploaded.
-    Uploaded(usize),
+    Uploaded(StepPosition),
     /// A step was committed as an image.
     Committed {
         /// The step's position.
-        position: usize,
+        position: StepPosition,
         /// The ID of the image.
         image: String,
         /// The engine that holds it.
         engine: String,
     },
-    /// The last order (prepare, adopt, fetch, start, upload, commit) failed.
-    Broke {
-        /// The step's position, or `None` if the order was for the whole run.
-        at: Option<usize>,
-        /// The cause of the failure.
-        cause: Cause,
-        /// The message about it.
-        message: String,
-        /// The exit code a shell would return, if the command could not be started.
-        exit_code: Option<i32>,
-        /// The number of bytes of standard output and standard error, if a command was started.
-        said: Option<(u64, u64)>,
-    },
+    /// An order (prepare, adopt, fetch, start, upload, commit) failed. The position is `None` if the
+    /// order was for the whole run.
+    Broke(Option<StepPosition>, Broke),
     /// The checkpoints of earlier owners are available, except those of these steps.
     Adopted {
         /// The positions of these steps.
-        missing: Vec<usize>,
+        missing: Vec<StepPosition>,
     },
     /// The checkpoint of a step's attempt was pushed to the registry.
     Pushed {
@@ -77,6 +67,27 @@ pub struct Exited {
     pub stdout_bytes: u64,
     /// Bytes of its standard error.
     pub stderr_bytes: u64,
+}
+
+/// How an order failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Broke {
+    /// The cause of the failure.
+    pub cause: Cause,
+    /// The message about it.
+    pub message: String,
+    /// The exit code a shell would return, if the command could not be started.
+    pub exit_code: Option<i32>,
+    /// The number of bytes of standard output and standard error, if a command was started.
+    pub output_bytes: Option<(u64, u64)>,
+}
+
+impl Broke {
+    /// Creates the failure of an order that started no command.
+    #[must_use]
+    pub fn new(cause: Cause, message: String) -> Self {
+        Self { cause, message, exit_code: None, output_bytes: None }
+    }
 }
 
 /// The previous owner of a run.
@@ -119,11 +130,11 @@ pub enum Timer {
     /// The timeout of the run.
     Run,
     /// The timeout of the step at this position.
-    Step(usize),
+    Step(StepPosition),
     /// The delay before the step at this position is retried.
-    Retry(usize),
+    Retry(StepPosition),
     /// The time that a hand-over gives the step at this position, which must not run twice.
-    HandOver(usize),
+    HandOver(StepPosition),
 }
 
 /// An order to the worker.
@@ -142,27 +153,27 @@ pub enum Effect {
     /// Adopt these checkpoints of earlier owners, and end what still runs of the run.
     Adopt(Vec<KeptStep>),
     /// Fetch and mount the resource of the step at this position.
-    Fetch(usize),
+    Fetch(StepPosition),
     /// Create the step's container, but do not start it before `OpenGate`.
-    Start(usize),
+    Start(StepPosition),
     /// Let the step start, because its attempt is recorded.
-    OpenGate(usize),
+    OpenGate(StepPosition),
     /// Upload the step's artifact.
-    Upload(usize),
+    Upload(StepPosition),
     /// Commit what the step left.
-    Commit(usize),
+    Commit(StepPosition),
     /// Push the step's checkpoint to the registry, if there is one, in the background.
-    Push(usize),
+    Push(StepPosition),
     /// Discard what the step left.
-    Discard(usize),
+    Discard(StepPosition),
     /// End all steps in progress: SIGTERM, grace, SIGKILL.
     Interrupt,
     /// The same, except that steps which must not run twice may finish.
     InterruptRepeatable,
     /// End the step at this position.
-    InterruptStep(usize),
+    InterruptStep(StepPosition),
     /// Kill the step at this position, without a grace.
-    KillStep(usize),
+    KillStep(StepPosition),
     /// Start a timer.
     SetTimer(Timer, Duration),
     /// Cancel a timer.
@@ -177,7 +188,7 @@ pub enum Effect {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeptStep {
     /// The step's position.
-    pub position: usize,
+    pub position: StepPosition,
     /// The image ID on the engine that committed it.
     pub image: String,
     /// The digest in the registry.

@@ -49,9 +49,15 @@ fn is_save(effect: &Effect) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use protocol::id::StepPosition;
+
     use super::*;
     use crate::rules::run::Timer;
     use crate::rules::run::tests::record;
+
+    fn at(index: usize) -> StepPosition {
+        StepPosition::new(index)
+    }
 
     fn save(message: &str) -> Effect {
         let mut record = record("[]");
@@ -61,31 +67,38 @@ mod tests {
 
     #[test]
     fn one_write_covers_facts_that_arrive_together() {
-        let first = vec![Effect::Start(3), save("first"), Effect::OpenGate(3)];
-        let second = vec![Effect::Discard(1), Effect::Start(4), save("both"), Effect::OpenGate(4)];
-        let expected = [
-            Effect::Start(3),
-            Effect::Discard(1),
-            Effect::Start(4),
+        let first = vec![Effect::Start(at(3)), save("first"), Effect::OpenGate(at(3))];
+        let second = vec![
+            Effect::Discard(at(1)),
+            Effect::Start(at(4)),
             save("both"),
-            Effect::OpenGate(3),
-            Effect::OpenGate(4),
+            Effect::OpenGate(at(4)),
+        ];
+        let expected = [
+            Effect::Start(at(3)),
+            Effect::Discard(at(1)),
+            Effect::Start(at(4)),
+            save("both"),
+            Effect::OpenGate(at(3)),
+            Effect::OpenGate(at(4)),
         ];
         assert_eq!(joined(vec![first, second]), expected);
     }
 
     #[test]
     fn orders_without_a_write_keep_their_order() {
-        let commit = |at| vec![Effect::CancelTimer(Timer::Step(at)), Effect::Commit(at)];
-        let end = vec![save("end"), Effect::Push(2)];
+        let commit =
+            |index| vec![Effect::CancelTimer(Timer::Step(at(index))), Effect::Commit(at(index))];
+        let end = vec![save("end"), Effect::Push(at(2))];
         let joined = joined(vec![commit(0), end, commit(1)]);
-        let expected = commit(0).into_iter().chain([save("end"), Effect::Push(2)]).chain(commit(1));
+        let expected =
+            commit(0).into_iter().chain([save("end"), Effect::Push(at(2))]).chain(commit(1));
         assert_eq!(joined, expected.collect::<Vec<_>>());
     }
 
     #[test]
     fn a_list_that_ends_the_run_or_writes_twice_is_last() {
-        let first = vec![save("first"), Effect::OpenGate(0)];
+        let first = vec![save("first"), Effect::OpenGate(at(0))];
         for last in [vec![save("last"), Effect::Finish], vec![save("a"), save("b")]] {
             assert!(!may_be_joined(&last));
             let joined = joined(vec![first.clone(), last.clone()]);

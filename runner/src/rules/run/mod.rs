@@ -13,11 +13,14 @@ mod steps;
 use std::time::Duration;
 
 use protocol::event::Reason;
+use protocol::id::StepPosition;
 use protocol::run::{Cause, Status};
 use protocol::time::{Millis, Timestamp};
 
 use board::{Broken, Stage};
-pub use facts::{Effect, EventDraft, Exited, Input, KeptStep, PreviousOwner, StopWhy, Timer};
+pub use facts::{
+    Broke, Effect, EventDraft, Exited, Input, KeptStep, PreviousOwner, StopWhy, Timer,
+};
 use facts::{Orders, effects, emit};
 pub use joined::{joined, may_be_joined};
 pub use state::Run;
@@ -94,17 +97,8 @@ impl Run {
             Input::Committed { position, image, engine } => {
                 self.committed(now, position, image, engine)
             }
-            Input::Broke { at: None, cause, message, exit_code: _, said: _ } => {
-                self.broke_before_steps(now, cause, &message)
-            }
-            Input::Broke { at: Some(position), cause, message, exit_code, said } => {
-                if let (Some(work), Some((stdout, stderr))) = (self.stage(position), said)
-                    && work.stage == Stage::Running
-                {
-                    (work.exited.stdout_bytes, work.exited.stderr_bytes) = (stdout, stderr);
-                }
-                self.step_broke(now, position, (cause, message), exit_code)
-            }
+            Input::Broke(None, broke) => self.broke_before_steps(now, &broke),
+            Input::Broke(Some(position), broke) => self.step_broke(now, position, broke),
         }
     }
 
@@ -205,7 +199,7 @@ impl Run {
     }
 
     /// A step that must not run twice is still running, and the worker cannot wait any longer.
-    fn is_overdue(&mut self, position: usize) -> Vec<Effect> {
+    fn is_overdue(&mut self, position: StepPosition) -> Vec<Effect> {
         if !self.is_handed_over() || self.may_repeat(position) {
             return Vec::new();
         }
@@ -220,7 +214,7 @@ impl Run {
     }
 
     /// Records that the run ends because it is unknown whether a step took effect.
-    fn note_overdue(&mut self, position: usize) -> (Cause, String) {
+    fn note_overdue(&mut self, position: StepPosition) -> (Cause, String) {
         let why =
             "was still running when its worker ended: whether it took effect is not known, and \
                    it does not say `idempotent: true`"

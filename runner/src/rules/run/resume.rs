@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashSet};
 
 use protocol::event::{Reason, Severity};
-use protocol::id::StepName;
+use protocol::id::{StepName, StepPosition};
 use protocol::pipeline::{OnLost, Pipeline};
 use protocol::run::{Cause, Released, Status, StepRecord, StepStatus};
 use protocol::time::{Millis, Timestamp};
@@ -46,7 +46,7 @@ impl Run {
         self.board.recorded(&self.record);
         self.failing = self.earlier_failure();
         let nothing_begins = self.is_ending();
-        let repeated: Vec<usize> = self
+        let repeated: Vec<StepPosition> = self
             .begun()
             .into_iter()
             .filter(|at| !nothing_begins && self.board.state(*at) == StepState::Waiting)
@@ -139,14 +139,13 @@ impl Run {
     }
 
     /// The positions of the steps that have a record, in its order.
-    fn begun(&self) -> Vec<usize> {
-        let steps = self.record.pipeline.as_ref().map_or(&[][..], |pipeline| &pipeline.steps);
-        let position = |name: &StepName| steps.iter().position(|step| step.name == *name);
-        self.record.steps.iter().filter_map(|record| position(&record.name)).collect()
+    fn begun(&self) -> Vec<StepPosition> {
+        let Some(pipeline) = &self.record.pipeline else { return Vec::new() };
+        self.record.steps.iter().filter_map(|record| pipeline.position(&record.name)).collect()
     }
 
     /// Resets a step as if it had never started.
-    fn forget(&mut self, position: usize) {
+    fn forget(&mut self, position: StepPosition) {
         let Some(name) = self.step(position).map(|step| step.name.clone()) else { return };
         self.board.set(position, StepState::Waiting);
         self.remove_records(|record| record.name == name);
@@ -169,22 +168,23 @@ impl Run {
     }
 
     /// Returns the steps whose images the remaining steps start from. `None` is the base image.
-    fn needed_images(&self) -> BTreeSet<Option<usize>> {
+    fn needed_images(&self) -> BTreeSet<Option<StepPosition>> {
         let Some(pipeline) = &self.record.pipeline else { return BTreeSet::new() };
         let images = self.record.steps.iter().filter(|step| step.image.is_some());
         let images: HashSet<&StepName> = images.map(|step| &step.name).collect();
-        let has_image = |at: usize| self.step(at).is_some_and(|step| images.contains(&step.name));
+        let has_image =
+            |at: StepPosition| self.step(at).is_some_and(|step| images.contains(&step.name));
         let origins = self.board.origins(has_image);
-        let to_come = pipeline.steps.iter().enumerate().filter(|(at, step)| {
+        let to_come = pipeline.steps_by_position().filter(|(at, step)| {
             let is_to_come = self.board.state(*at) == StepState::Waiting && !self.is_ending();
             step.is_on_image() && is_to_come
         });
         let last = pipeline.on_error.as_deref().filter(|step| step.is_on_image());
         let first = last.map(|_| None);
-        to_come.map(|(at, _)| origins.get(at).copied().flatten()).chain(first).collect()
+        to_come.map(|(at, _)| origins.get(at.index()).copied().flatten()).chain(first).collect()
     }
 
-    fn recorded(&self, position: usize) -> Option<&StepRecord> {
+    fn recorded(&self, position: StepPosition) -> Option<&StepRecord> {
         let step = self.step(position)?;
         self.record.steps.iter().find(|record| record.name == step.name)
     }
@@ -234,15 +234,15 @@ impl Run {
     }
 
     /// The requested checkpoints are available, except those in `missing`.
-    pub(super) fn adopted(&mut self, now: Millis, missing: &[usize]) -> Vec<Effect> {
+    pub(super) fn adopted(&mut self, now: Millis, missing: &[StepPosition]) -> Vec<Effect> {
         if self.phase != Phase::Adopting {
             return Vec::new();
         }
         if let Some(ended) = self.end_interrupted(now) {
             return ended;
         }
-        let asked: Vec<usize> = self.needed_images().into_iter().flatten().collect();
-        let (gone, there): (Vec<usize>, Vec<usize>) =
+        let asked: Vec<StepPosition> = self.needed_images().into_iter().flatten().collect();
+        let (gone, there): (Vec<StepPosition>, Vec<StepPosition>) =
             asked.into_iter().partition(|at| missing.contains(at));
         if !gone.is_empty() {
             if let (Some(parent), None) = (&self.record.parent, self.previous_owner()) {
@@ -294,11 +294,10 @@ impl Run {
     /// Returns the event about the new owner.
     fn resumed(&mut self) -> Option<Effect> {
         let from_top = self.record.steps.is_empty();
-        let next =
-            self.board.next().or_else(|| self.record.pipeline.as_ref().map(|it| it.steps.len()));
-        let position = next.unwrap_or(0);
+        let on_error = self.record.pipeline.as_ref().map(Pipeline::on_error_position);
+        let position = self.board.next().or(on_error).unwrap_or(StepPosition::new(0));
         let named = self.step(position).map(|step| step.name.clone());
-        let from_step = named.unwrap_or_else(|| StepName::position(position));
+        let from_step = named.unwrap_or_else(|| StepName::position(position.index()));
         let Resumption { past, seq, image_lost, repeats, .. } = self.resumption.clone()?;
         let past = past?;
         let run = &self.record.run_id;

@@ -4,6 +4,7 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::time::Duration;
 
 use protocol::event::Reason;
+use protocol::id::StepPosition;
 use protocol::pipeline::{Backoff, RetryOn};
 use protocol::run::{Cause, StepRecord, StepStatus};
 use protocol::time::Millis;
@@ -19,7 +20,7 @@ const LONGEST: Duration = Duration::from_secs(600);
 
 impl Run {
     /// Returns the delay before a failed step's next attempt, or `None` if it is not retried.
-    pub(super) fn delay_before_retry(&self, position: usize) -> Option<Duration> {
+    pub(super) fn delay_before_retry(&self, position: StepPosition) -> Option<Duration> {
         let step = self.step(position)?;
         let (retry, attempt) = (step.retry.as_ref()?, self.attempt(position));
         if attempt >= retry.attempts || !retry.on.contains(&RetryOn::Failure) {
@@ -43,7 +44,7 @@ impl Run {
     pub(super) fn wait_for_retry(
         &mut self,
         now: Millis,
-        position: usize,
+        position: StepPosition,
         exit_code: i32,
         delay: Duration,
     ) -> Vec<Effect> {
@@ -74,7 +75,7 @@ impl Run {
     }
 
     /// Starts the next attempt after the delay. A step's record describes only its last attempt.
-    pub(super) fn try_again(&mut self, now: Millis, position: usize) -> Vec<Effect> {
+    pub(super) fn try_again(&mut self, now: Millis, position: StepPosition) -> Vec<Effect> {
         if self.at(position, Stage::Waiting).is_none() {
             return Vec::new();
         }
@@ -100,7 +101,7 @@ impl Run {
     /// Returns the cause and the message after a step's last attempt failed.
     pub(super) fn exhausted(
         &self,
-        position: usize,
+        position: StepPosition,
         (cause, why): (Cause, String),
     ) -> (Cause, String) {
         let retried = self.step(position).and_then(|step| step.retry.as_ref());

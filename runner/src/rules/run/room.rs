@@ -1,6 +1,7 @@
 //! Keeps a run's record within its byte budget, so that the end of the run can always be recorded.
 
 use protocol::budget::{self, MAX_RECORD_BYTES, STEP_BYTES};
+use protocol::id::StepPosition;
 use protocol::pipeline::Step;
 use protocol::run::{Cause, RunRecord};
 
@@ -25,7 +26,7 @@ impl Run {
     /// A message, if the record has no room for it. The step continues without a result.
     pub fn record_result(
         &mut self,
-        position: usize,
+        position: StepPosition,
         result: serde_json::Value,
     ) -> Result<(), String> {
         let bytes = budget::json_bytes(&result);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use protocol::id::{Epoch, NodeId, StepName};
+use protocol::id::{Epoch, NodeId, StepName, StepPosition};
 use protocol::pipeline::{FailureMode, Step};
 use protocol::run::{Cause, RunRecord, StepRecord};
 
@@ -47,7 +47,7 @@ pub(super) struct Resumption {
     /// The highest `seq` in the previous owner's record.
     pub(super) seq: Option<u64>,
     /// The positions of the checkpoints that are available.
-    pub(super) had: BTreeSet<usize>,
+    pub(super) had: BTreeSet<StepPosition>,
     /// Whether the image of a passed step is gone.
     pub(super) image_lost: bool,
     /// The steps that run again.
@@ -113,21 +113,21 @@ impl Run {
         Effect::Save(Box::new(self.record.clone()))
     }
 
-    pub(super) fn step(&self, position: usize) -> Option<&Step> {
+    pub(super) fn step(&self, position: StepPosition) -> Option<&Step> {
         self.record.pipeline.as_ref()?.step(position)
     }
 
     /// Returns the work in progress for a step.
-    pub(super) fn stage(&mut self, position: usize) -> Option<&mut StepProgress> {
+    pub(super) fn stage(&mut self, position: StepPosition) -> Option<&mut StepProgress> {
         self.board.work.get_mut(&position)
     }
 
     /// Returns the work of a step if it is at that stage.
-    pub(super) fn at(&mut self, position: usize, stage: Stage) -> Option<&mut StepProgress> {
+    pub(super) fn at(&mut self, position: StepPosition, stage: Stage) -> Option<&mut StepProgress> {
         self.stage(position).filter(|work| work.stage == stage)
     }
 
-    pub(super) fn record_of(&mut self, position: usize) -> Option<&mut StepRecord> {
+    pub(super) fn record_of(&mut self, position: StepPosition) -> Option<&mut StepRecord> {
         let step = self.record.pipeline.as_ref()?.step(position)?;
         self.record.steps.iter_mut().rev().find(|it| it.name == step.name)
     }
@@ -143,13 +143,13 @@ impl Run {
     }
 
     /// Returns true if the step may run again when its outcome is unknown.
-    pub(super) fn may_repeat(&self, position: usize) -> bool {
+    pub(super) fn may_repeat(&self, position: StepPosition) -> bool {
         self.step(position).is_none_or(Step::may_repeat)
     }
 
     /// Returns true if the step was asked to end together with its run. A hand-over lets a step
     /// that must not run twice finish, and its exit counts as its result.
-    pub(super) fn is_interrupted(&self, position: usize) -> bool {
+    pub(super) fn is_interrupted(&self, position: StepPosition) -> bool {
         match self.interrupted {
             None => false,
             Some(Interrupted::HandOver | Interrupted::Overdue(_)) => self.may_repeat(position),
@@ -178,7 +178,7 @@ impl Run {
 
     /// Returns the number of the current attempt at a step.
     #[must_use]
-    pub fn attempt(&self, position: usize) -> u32 {
+    pub fn attempt(&self, position: StepPosition) -> u32 {
         let name = self.step(position).map(|step| &step.name);
         let record = self.record.steps.iter().find(|it| Some(&it.name) == name);
         record.map_or(1, |record| record.attempt)

@@ -1,17 +1,17 @@
 //! The stages of one step: resource, command, artifact, image.
 
 use protocol::event::Reason;
-use protocol::id::StepName;
+use protocol::id::{StepName, StepPosition};
 use protocol::pipeline::Step;
-use protocol::run::{Cause, StepRecord, StepStatus};
+use protocol::run::{StepRecord, StepStatus};
 use protocol::time::Millis;
 
 use super::board::{Broken, Stage, StepProgress, StepState};
-use super::facts::{Effect, Exited, Orders, Timer, about, effects, emit, exit_words};
+use super::facts::{Broke, Effect, Exited, Orders, Timer, about, effects, emit, exit_words};
 use super::state::{Phase, Run};
 
 impl Run {
-    pub(super) fn begin_step(&mut self, now: Millis, position: usize, orders: &mut Orders) {
+    pub(super) fn begin_step(&mut self, now: Millis, position: StepPosition, orders: &mut Orders) {
         let Some(step) = self.step(position).cloned() else {
             return self.board.set(position, StepState::Never);
         };
@@ -37,7 +37,7 @@ impl Run {
     }
 
     /// Passes a step without a command, which exists only for other steps to need it.
-    fn pass_join(&mut self, now: Millis, position: usize, step: &Step, orders: &mut Orders) {
+    fn pass_join(&mut self, now: Millis, position: StepPosition, step: &Step, orders: &mut Orders) {
         self.put_record(now, step);
         self.board.work.insert(position, StepProgress::new(Stage::Running, now));
         let closed = self.close_step_record(now, position, StepStatus::Passed, None, None);
@@ -75,7 +75,13 @@ impl Run {
         attempt
     }
 
-    pub(super) fn start(&mut self, now: Millis, position: usize, step: &Step, orders: &mut Orders) {
+    pub(super) fn start(
+        &mut self,
+        now: Millis,
+        position: StepPosition,
+        step: &Step,
+        orders: &mut Orders,
+    ) {
         let attempt = self.put_record(now, step);
         self.board.work.insert(position, StepProgress::new(Stage::Running, now));
         let command = step.display();
@@ -91,7 +97,7 @@ impl Run {
         }
     }
 
-    pub(super) fn fetched(&mut self, now: Millis, position: usize) -> Vec<Effect> {
+    pub(super) fn fetched(&mut self, now: Millis, position: StepPosition) -> Vec<Effect> {
         let Some(work) = self.at(position, Stage::Fetching) else { return Vec::new() };
         let broken = work.broken.is_some();
         if broken || self.is_ending() {
@@ -104,7 +110,12 @@ impl Run {
         orders.with(self.save())
     }
 
-    pub(super) fn exited(&mut self, now: Millis, position: usize, exited: Exited) -> Vec<Effect> {
+    pub(super) fn exited(
+        &mut self,
+        now: Millis,
+        position: StepPosition,
+        exited: Exited,
+    ) -> Vec<Effect> {
         let Some(work) = self.at(position, Stage::Running) else { return Vec::new() };
         work.exited = exited;
         let broken = work.broken;
@@ -152,7 +163,7 @@ impl Run {
     }
 
     /// Keeps the artifact and the image of a step whose command exited by itself.
-    fn keep(&mut self, now: Millis, position: usize, step: &Step) -> Vec<Effect> {
+    fn keep(&mut self, now: Millis, position: StepPosition, step: &Step) -> Vec<Effect> {
         let Some(work) = self.stage(position) else { return Vec::new() };
         let well = work.exited.code == 0 && !work.exited.oom;
         let Some(artifact) = step.produces_artifact.as_ref().filter(|_| well) else {
@@ -167,7 +178,7 @@ impl Run {
         effects([upload, Effect::Upload(position)])
     }
 
-    fn keep_image(&mut self, now: Millis, position: usize, step: &Step) -> Vec<Effect> {
+    fn keep_image(&mut self, now: Millis, position: StepPosition, step: &Step) -> Vec<Effect> {
         if step.is_on_image() {
             if let Some(work) = self.stage(position) {
                 work.stage = Stage::Committing;
@@ -179,7 +190,7 @@ impl Run {
         list
     }
 
-    pub(super) fn uploaded(&mut self, now: Millis, position: usize) -> Vec<Effect> {
+    pub(super) fn uploaded(&mut self, now: Millis, position: StepPosition) -> Vec<Effect> {
         let Some(work) = self.at(position, Stage::Uploading) else { return Vec::new() };
         if work.broken.is_some() || (self.interrupted.is_some() && !self.is_handed_over()) {
             return self.abandon_step(now, position);
@@ -191,7 +202,7 @@ impl Run {
     pub(super) fn committed(
         &mut self,
         now: Millis,
-        position: usize,
+        position: StepPosition,
         image: String,
         engine: String,
     ) -> Vec<Effect> {
@@ -206,7 +217,12 @@ impl Run {
 
     /// Completes a step whose workspace is committed. Its command may have failed if that is
     /// allowed.
-    fn passed(&mut self, now: Millis, position: usize, image: Option<String>) -> Vec<Effect> {
+    fn passed(
+        &mut self,
+        now: Millis,
+        position: StepPosition,
+        image: Option<String>,
+    ) -> Vec<Effect> {
         let Some(work) = self.stage(position) else { return Vec::new() };
         let exited = work.exited;
         let well = exited.code == 0 && !exited.oom;
@@ -243,28 +259,29 @@ impl Run {
         if self.phase == Phase::Ended { Vec::new() } else { effects([self.save()]) }
     }
 
-    pub(super) fn broke_before_steps(
-        &mut self,
-        now: Millis,
-        cause: Cause,
-        message: &str,
-    ) -> Vec<Effect> {
+    /// An order for the whole run failed.
+    pub(super) fn broke_before_steps(&mut self, now: Millis, broke: &Broke) -> Vec<Effect> {
         match self.phase {
             Phase::Claimed | Phase::Going | Phase::Ended => Vec::new(),
-            Phase::Preparing | Phase::Adopting => {
-                self.end_interrupted(now).unwrap_or_else(|| self.end_failed(now, cause, message))
-            }
+            Phase::Preparing | Phase::Adopting => self
+                .end_interrupted(now)
+                .unwrap_or_else(|| self.end_failed(now, broke.cause, &broke.message)),
         }
     }
 
+    /// An order for a step failed.
     pub(super) fn step_broke(
         &mut self,
         now: Millis,
-        position: usize,
-        why: (Cause, String),
-        exit_code: Option<i32>,
+        position: StepPosition,
+        broke: Broke,
     ) -> Vec<Effect> {
+        let Broke { cause, message, exit_code, output_bytes } = broke;
+        let why = (cause, message);
         let Some(work) = self.stage(position) else { return Vec::new() };
+        if let (Stage::Running, Some((stdout, stderr))) = (work.stage, output_bytes) {
+            (work.exited.stdout_bytes, work.exited.stderr_bytes) = (stdout, stderr);
+        }
         let (stage, ended, broken) = (work.stage, work.exited.code, work.broken);
         let exit_code = match stage {
             Stage::Waiting => return Vec::new(),
@@ -300,7 +317,7 @@ impl Run {
     }
 
     /// The timeout of a step expired.
-    pub(super) fn step_timed_out(&mut self, position: usize) -> Vec<Effect> {
+    pub(super) fn step_timed_out(&mut self, position: StepPosition) -> Vec<Effect> {
         if self.is_interrupted(position) {
             return Vec::new();
         }

@@ -6,25 +6,25 @@ use tokio::sync::futures::Notified;
 
 use crate::rules::callback::Notification;
 use crate::rules::destination;
-use crate::rules::outbox::Waiting;
+use crate::rules::outbox::DueEntry;
 
 /// Outbox entries that this worker has written and the posting loop has not yet taken.
 #[derive(Debug, Default)]
 pub(in crate::worker) struct Inbox {
-    entries: Mutex<Vec<Waiting>>,
+    entries: Mutex<Vec<DueEntry>>,
     pushed: Notify,
 }
 
 impl Inbox {
     /// Adds entries that are already in the store.
     pub(in crate::worker) fn push(&self, entries: impl Iterator<Item = (String, Notification)>) {
-        let entries = entries.map(|(key, notification)| waiting(key, &notification));
+        let entries = entries.map(|(key, notification)| due_entry(key, &notification));
         self.entries.lock().extend(entries);
         self.pushed.notify_one();
     }
 
     /// Takes all entries.
-    pub(super) fn take(&self) -> Vec<Waiting> {
+    pub(super) fn take(&self) -> Vec<DueEntry> {
         std::mem::take(&mut *self.entries.lock())
     }
 
@@ -35,8 +35,8 @@ impl Inbox {
 }
 
 /// Returns the outbox entry for the notification stored under `key`.
-pub(super) fn waiting(key: String, notification: &Notification) -> Waiting {
+pub(super) fn due_entry(key: String, notification: &Notification) -> DueEntry {
     let receiver = destination::of_url(&notification.url);
     let receiver = receiver.map_or_else(|| key.clone(), |(host, port)| format!("{host}:{port}"));
-    Waiting { key, receiver, due: notification.due }
+    DueEntry { key, receiver, due: notification.due }
 }

@@ -17,13 +17,13 @@ use protocol::names;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use self::inbox::waiting;
+use self::inbox::due_entry;
 use self::post::{post_if_due, remove_exhausted};
+use super::heartbeat::Heartbeat;
 use super::shared::Shared;
-use super::watchdog::waits;
 use crate::ports::{Entry, Listing, StoreError};
 use crate::rules::callback::{GIVEN_UP_AFTER, Notification};
-use crate::rules::outbox::{Outbox, Outcome, Waiting};
+use crate::rules::outbox::{DueEntry, Outbox, Outcome};
 
 pub(super) use self::post::value_of;
 
@@ -42,16 +42,17 @@ const AT_ONCE: usize = 256;
 
 /// A completed operation of the loop.
 enum Completed {
-    Told(Waiting, Result<(Outcome, Option<Entry>), StoreError>),
+    Told(DueEntry, Result<(Outcome, Option<Entry>), StoreError>),
     Read(Result<Listing, StoreError>),
 }
 
 /// Posts due entries until `stop` is cancelled.
-pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
+pub(super) async fn run(shared: Arc<Shared>, heartbeat: Heartbeat, stop: CancellationToken) {
     // The loop only waits for receivers and the store.
-    let _waits = waits();
+    let _waits = heartbeat.waits();
     let mut desk = Deliveries {
         shared: &shared,
+        heartbeat: &heartbeat,
         outbox: Outbox::default(),
         doing: FuturesUnordered::new(),
         failures: 0,
@@ -98,6 +99,7 @@ pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
 
 struct Deliveries<'a> {
     shared: &'a Shared,
+    heartbeat: &'a Heartbeat,
     outbox: Outbox,
     doing: FuturesUnordered<BoxFuture<'a, Completed>>,
     /// How many calls of the store have failed since the last one that succeeded.
@@ -109,9 +111,9 @@ impl Deliveries<'_> {
     fn begin(&mut self, now: i64) {
         while self.doing.len() < AT_ONCE {
             let Some(entry) = self.outbox.next(now) else { return };
-            let shared = self.shared;
+            let (shared, heartbeat) = (self.shared, self.heartbeat);
             let telling = async move {
-                let told = post_if_due(shared, &entry.key).await;
+                let told = post_if_due(shared, heartbeat, &entry.key).await;
                 Completed::Told(entry, told)
             };
             self.doing.push(telling.boxed());
@@ -135,15 +137,15 @@ impl Deliveries<'_> {
         for entry in page.entries {
             match serde_json::from_slice::<Notification>(&entry.value) {
                 Ok(news) => {
-                    let known = waiting(entry.key.clone(), &news);
+                    let known = due_entry(entry.key.clone(), &news);
                     let age = Duration::from_millis(u64::try_from(now - news.since).unwrap_or(0));
                     // It could wait for days until it is posted.
                     if age >= GIVEN_UP_AFTER && self.outbox.is_silent(&known.receiver) {
-                        let shared = self.shared;
+                        let (shared, heartbeat) = (self.shared, self.heartbeat);
                         let ending = async move {
+                            let why = "the receiver is silent";
                             let told =
-                                remove_exhausted(shared, &entry, &news, "the receiver is silent")
-                                    .await;
+                                remove_exhausted(shared, heartbeat, &entry, &news, why).await;
                             Completed::Told(known, told.map(|outcome| (outcome, None)))
                         };
                         self.doing.push(ending.boxed());
@@ -154,7 +156,7 @@ impl Deliveries<'_> {
                 // `post_if_due` removes the entry and logs that.
                 Err(_unreadable) => {
                     let receiver = entry.key.clone();
-                    self.outbox.add(Waiting { key: entry.key, receiver, due: 0 });
+                    self.outbox.add(DueEntry { key: entry.key, receiver, due: 0 });
                 }
             }
         }
@@ -165,7 +167,7 @@ impl Deliveries<'_> {
         false
     }
 
-    fn on_posted(&mut self, entry: &Waiting, told: Result<(Outcome, Option<Entry>), StoreError>) {
+    fn on_posted(&mut self, entry: &DueEntry, told: Result<(Outcome, Option<Entry>), StoreError>) {
         let now = self.shared.ports.host.now().0;
         let outcome = match told {
             Ok((outcome, before)) => {
@@ -173,7 +175,7 @@ impl Deliveries<'_> {
                 // One that goes before it, which another worker has left.
                 let news = before.map(|before| {
                     let news = serde_json::from_slice::<Notification>(&before.value);
-                    news.map(|news| waiting(before.key, &news))
+                    news.map(|news| due_entry(before.key, &news))
                 });
                 if let Some(Ok(before)) = news {
                     self.outbox.add(before);

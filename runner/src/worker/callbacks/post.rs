@@ -12,6 +12,7 @@ use crate::ports::{Entry, Expect, Purpose, StoreError, TransferError, Txn};
 use crate::rules::callback::{GIVEN_UP_AFTER, Notification, is_taken, pause};
 use crate::rules::destination;
 use crate::rules::outbox::Outcome;
+use crate::worker::heartbeat::Heartbeat;
 use crate::worker::shared::Shared;
 
 /// How long an entry is reserved for the worker that posts it.
@@ -39,6 +40,7 @@ fn before(key: &str) -> Option<String> {
 /// Posts an entry if it is due. Returns the outcome, and an earlier entry to be posted first.
 pub(super) async fn post_if_due(
     shared: &Shared,
+    heartbeat: &Heartbeat,
     key: &str,
 ) -> Result<(Outcome, Option<Entry>), StoreError> {
     let store = &shared.ports.store;
@@ -78,7 +80,7 @@ pub(super) async fn post_if_due(
     let age = shared.ports.host.now().0 - news.since;
     if u128::try_from(age).unwrap_or(0) >= GIVEN_UP_AFTER.as_millis() {
         let entry = Entry { mod_revision: revision, ..entry };
-        remove_exhausted(shared, &entry, &news, &why).await?;
+        remove_exhausted(shared, heartbeat, &entry, &news, &why).await?;
         return Ok((outcome(None), None));
     }
     warn!(tries = news.tries, "{}", failed(&key_name(key), &news, &why));
@@ -90,6 +92,7 @@ pub(super) async fn post_if_due(
 /// Removes an entry whose retries are exhausted.
 pub(super) async fn remove_exhausted(
     shared: &Shared,
+    heartbeat: &Heartbeat,
     entry: &Entry,
     news: &Notification,
     why: &str,
@@ -105,7 +108,7 @@ pub(super) async fn remove_exhausted(
             None => format!("callback {what} is given up after {} tries: {why}", news.tries),
         };
         warn!("{text}");
-        shared.publish(shared.event(Reason::CallbackDropped, text)).await;
+        shared.publish(heartbeat, shared.event(Reason::CallbackDropped, text)).await;
     }
     Ok(Outcome::Gone)
 }

@@ -2,17 +2,20 @@
 
 use std::sync::Arc;
 
+use protocol::id::StepPosition;
 use protocol::run::Cause;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::collect::{CollectRequest, NotTaken, collect};
-use super::operation::{self, Completion};
+use super::completion::{Completed, Interrupted, OperationError};
+use super::operation::{engine_failure, is_full};
 use super::output::Output;
 use super::render::rendered;
 use crate::ports::{
-    ExecError, Gate, LogSink, Rendering, RunScope, StepOutcome, StepSpec, StopLevel, StopSignal,
-    Workspace,
+    ExecError, Exit, Gate, LogSink, Rendering, RunScope, StepOutcome, StepSpec, StopLevel,
+    StopSignal, Workspace,
 };
+use crate::rules::run::Broke;
 use crate::worker::lease::HeldLease;
 use crate::worker::shared::Shared;
 
@@ -21,6 +24,7 @@ pub(super) struct Attempt {
     pub(super) shared: Arc<Shared>,
     pub(super) held: HeldLease,
     pub(super) scope: RunScope,
+    pub(super) position: StepPosition,
     pub(super) request: Option<CollectRequest>,
     pub(super) output: Arc<Output>,
     pub(super) stop: StopSignal,
@@ -37,18 +41,15 @@ impl Attempt {
         spec: StepSpec,
         rendering: Option<Rendering>,
         gate: Gate,
-    ) -> Completion {
-        let spec = match rendered(&self.shared, spec, rendering, &self.stop).await {
-            Ok(spec) => spec,
-            Err(done) => return done,
-        };
-        let (ran, said) = self.execute(&on, &spec, gate).await;
+    ) -> Result<Completed, OperationError> {
+        let spec = rendered(&self.shared, spec, rendering, &self.stop).await?;
+        let (ran, output_bytes) = self.execute(&on, &spec, gate).await;
         match ran {
-            Ok(ran) => self.collect(ran, said).await,
+            Ok(ran) => self.collect(ran, output_bytes).await,
             Err(ExecError::NotStarted) if self.stop.level() == StopLevel::Run => {
-                Completion::OwnershipLost
+                Err(OperationError::Interrupted(Interrupted::OwnershipLost))
             }
-            Err(cause) => operation::command_failed(&self.shared, &cause, said).await,
+            Err(cause) => Err(self.command_failed(&cause, output_bytes).await),
         }
     }
 
@@ -67,20 +68,29 @@ impl Attempt {
         let sink: Arc<dyn LogSink> = Arc::clone(&self.output) as Arc<dyn LogSink>;
         let executor = &self.shared.ports.executor;
         let ran = executor.run_step(&self.scope, on, spec, gate, sink, &self.stop).await;
-        let said = self.output.finish().await;
+        let output_bytes = self.output.finish().await;
         in_time.abort();
         // After a delay, the guard's kill may be seen before the loss of the lease. Wait until the lease
         // is known to be valid or lost; the drive handles a loss first.
         self.held.settled(&*self.shared.ports.host).await;
-        (ran, said)
+        (ran, output_bytes)
     }
 
     /// Collects the result and the outputs of a step whose command has ended.
-    async fn collect(&self, mut ran: StepOutcome, said: Sizes) -> Completion {
-        let code = Some(ran.exit.code);
+    async fn collect(
+        &self,
+        mut ran: StepOutcome,
+        output_bytes: Sizes,
+    ) -> Result<Completed, OperationError> {
+        let exit_code = Some(ran.exit.code);
+        let broke = |cause, why| Broke {
+            exit_code,
+            output_bytes: Some(output_bytes),
+            ..Broke::new(cause, why)
+        };
         if let Some(why) = self.output.failed_at_limit().await {
-            self.shared.ports.executor.discard(&self.scope, ran.left).await;
-            return Completion::BrokeSaying(Cause::ExitCode, why, code, said);
+            self.shared.ports.executor.discard(&self.scope, ran.workspace).await;
+            return Err(broke(Cause::ExitCode, why).into());
         }
         let taken = match &self.request {
             Some(wanted) => {
@@ -90,12 +100,40 @@ impl Attempt {
             None => Ok(()),
         };
         let Err(cause) = taken else {
-            return operation::ended(&self.shared, &self.scope, ran, &self.stop, said).await;
+            return self.ended(ran, output_bytes).await;
         };
-        self.shared.ports.executor.discard(&self.scope, ran.left).await;
-        match cause {
-            NotTaken::Engine(cause) => operation::command_failed(&self.shared, &cause, said).await,
-            NotTaken::Files(cause, why) => Completion::BrokeSaying(cause, why, code, said),
+        self.shared.ports.executor.discard(&self.scope, ran.workspace).await;
+        Err(match cause {
+            NotTaken::Engine(cause) => self.command_failed(&cause, output_bytes).await,
+            NotTaken::Files(cause, why) => broke(cause, why).into(),
+        })
+    }
+
+    /// Returns how the step fails after an executor's error.
+    async fn command_failed(&self, error: &ExecError, output_bytes: Sizes) -> OperationError {
+        match engine_failure(&self.shared, error).await {
+            OperationError::Broke(broke) => {
+                OperationError::Broke(Broke { output_bytes: Some(output_bytes), ..broke })
+            }
+            interrupted @ OperationError::Interrupted(_) => interrupted,
         }
+    }
+
+    /// Completes the step after its command has exited. A command that fails on a full disk is
+    /// assumed to fail for that reason, whatever its exit code.
+    async fn ended(
+        &self,
+        ran: StepOutcome,
+        output_bytes: Sizes,
+    ) -> Result<Completed, OperationError> {
+        let Exit { code, oom } = ran.exit;
+        let is_own_failure = code != 0 && !oom && self.stop.level() == StopLevel::Run;
+        if !is_own_failure || !is_full(&self.shared).await {
+            return Ok(Completed::exited(self.position, ran, output_bytes));
+        }
+        self.shared.ports.executor.discard(&self.scope, ran.workspace).await;
+        let message = format!("the container engine has no space left: exit code {code}");
+        let broke = Broke::new(Cause::NoSpace, message);
+        Err(Broke { exit_code: Some(code), output_bytes: Some(output_bytes), ..broke }.into())
     }
 }

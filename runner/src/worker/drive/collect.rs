@@ -3,6 +3,7 @@
 use bytes::{Bytes, BytesMut};
 use futures::{StreamExt as _, TryStreamExt as _};
 use protocol::budget::shortened;
+use protocol::id::StepPosition;
 use protocol::pipeline::{Missing, Output as Asked, OutputKind, RelativeTo, Selection};
 use protocol::run::Cause;
 use serde_json::Value;
@@ -61,7 +62,7 @@ impl From<TransferError> for NotTaken {
 }
 
 impl Drive {
-    pub(super) fn request(&self, position: usize) -> Option<CollectRequest> {
+    pub(super) fn request(&self, position: StepPosition) -> Option<CollectRequest> {
         let (step, record) = (self.step(position)?, self.run.record());
         let under = if self.shared.options.logs.is_some() {
             vec![job::id(&record.run_id, step)]
@@ -155,10 +156,10 @@ impl Collection<'_> {
 
     async fn take_result(&self, ran: &mut StepOutcome) -> Result<(), NotTaken> {
         if ran.result.is_none()
-            && ran.left != Workspace::None
+            && ran.workspace != Workspace::None
             && let Some(path) = self.wanted.result_path()
         {
-            match self.file(&ran.left, &path).await {
+            match self.file(&ran.workspace, &path).await {
                 Ok(bytes) => match result_of(&bytes) {
                     Ok(result) => ran.result = Some(result),
                     Err(why) => self.out.note(&why).await,
@@ -229,7 +230,7 @@ impl Collection<'_> {
                     outputs.keep(kept, &selection, RESULT_FILE, tar).await?.matched
                 }
                 Some(_) | None => {
-                    self.keep_output(outputs, kept, (&selection, asked.relative_to), &ran.left)
+                    self.keep_output(outputs, kept, (&selection, asked.relative_to), &ran.workspace)
                         .await?
                 }
             };

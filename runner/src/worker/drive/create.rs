@@ -21,25 +21,37 @@ use crate::ports::{Claim, LoggerFeed, RunScope};
 use crate::rules::callback::NotifiedStages;
 use crate::rules::env;
 use crate::rules::run::Run;
+use crate::worker::heartbeat::Heartbeat;
 use crate::worker::lease::HeldLease;
 use crate::worker::records::Ownership;
 use crate::worker::shared::Shared;
 
-impl Drive {
-    /// Creates the drive of a run that this worker has claimed. Releases `slot` at the run's end.
-    pub(in crate::worker) fn new(
-        shared: Arc<Shared>,
-        signals: Signals,
-        held: &HeldLease,
-        owned: Ownership,
-        slot: Option<OwnedSemaphorePermit>,
-    ) -> Self {
+/// A run that this worker has claimed, before it is driven.
+pub(in crate::worker) struct ClaimedRun {
+    pub(in crate::worker) shared: Arc<Shared>,
+    pub(in crate::worker) signals: Signals,
+    pub(in crate::worker) held: HeldLease,
+    pub(in crate::worker) owned: Ownership,
+    /// The slot, which is released at the run's end.
+    pub(in crate::worker) slot: Option<OwnedSemaphorePermit>,
+}
+
+impl ClaimedRun {
+    /// Returns the scope of the run for the executor.
+    pub(super) fn scope(&self) -> RunScope {
+        let Ownership { claim, record, .. } = &self.owned;
+        scope(&self.shared, claim, record.pipeline.as_ref())
+    }
+
+    /// Creates the drive of the run, for the task with this heartbeat.
+    pub(super) fn into_drive(self, heartbeat: Heartbeat) -> Drive {
+        let scope = self.scope();
+        let Self { shared, signals, held, owned, slot } = self;
         let Ownership { claim, record, modified, logger_url } = owned;
-        let emitter = emitter(&shared, held, &claim, &record);
+        let emitter = emitter(&shared, &held, &claim, &record);
         let feed = logger_url.and_then(|url| feed(&shared, &claim.run, &url));
         let pipeline = record.pipeline.as_ref();
         shared.roster.drive(&claim.run, pipeline.map(longest_grace).unwrap_or_default());
-        let scope = scope(&shared, &claim, pipeline);
         let graph = pipeline.map(Pipeline::graph).unwrap_or_default();
         let at_once = steps_at_once(pipeline, shared.options.parallel_steps);
         let progress = Progress::after(&record.steps);
@@ -55,7 +67,8 @@ impl Drive {
         };
         let (node, epoch) = (claim.node.clone(), claim.epoch);
         let store = Arc::clone(&shared.ports.store);
-        Self {
+        Drive {
+            heartbeat,
             run: Run::claimed(record, node, epoch, at_once),
             graph,
             ledger: Ledger::new(store, claim, modified, held.lost.clone(), outbox),
@@ -64,7 +77,7 @@ impl Drive {
             scope,
             signals,
             pushes: Pushes::default(),
-            held: held.clone(),
+            held,
             slot,
             doing: FuturesUnordered::new(),
             progress,

@@ -14,7 +14,7 @@ use tracing::warn;
 use crate::ports::{Events, Host, Ticket};
 use crate::rules::lines::Piece;
 use crate::rules::run::EventDraft;
-use crate::worker::watchdog::waits;
+use crate::worker::heartbeat::Heartbeat;
 
 /// Publishes the events of one run under one epoch.
 pub(super) struct Emitter {
@@ -73,15 +73,21 @@ impl Emitter {
     /// Publishes an event of the run. Waits while the publisher is full; has no effect once the run
     /// is lost. An event that the publisher does not accept before the worker ends is counted. It
     /// keeps its `seq`, so that readers see the gap.
-    pub(super) async fn emit(&self, draft: EventDraft) {
-        let _waits = waits();
+    pub(super) async fn emit(&self, heartbeat: &Heartbeat, draft: EventDraft) {
+        let _waits = heartbeat.waits();
         let mut next = self.next.lock().await;
         let event = self.event(next.seq, draft);
         self.hand_over(&mut next, event).await;
     }
 
     /// Publishes a text from a step's output.
-    pub(super) async fn log(&self, step: (&StepName, u32), stream: LogStream, piece: Piece) {
+    pub(super) async fn log(
+        &self,
+        heartbeat: &Heartbeat,
+        step: (&StepName, u32),
+        stream: LogStream,
+        piece: Piece,
+    ) {
         let (message, encoding) = match String::from_utf8(piece.bytes) {
             Ok(text) => (text, None),
             Err(no_text) => {
@@ -91,33 +97,37 @@ impl Emitter {
         };
         let reason = Reason::Log { stream, offset: piece.offset, partial: piece.partial, encoding };
         let step = Some((step.0.clone(), step.1));
-        self.emit(EventDraft { reason, message, step, severity: None }).await;
+        self.emit(heartbeat, EventDraft { reason, message, step, severity: None }).await;
     }
 
     /// Returns the run's next event without publishing it, to be recorded with the ending.
-    pub(super) async fn next_event(&self, draft: EventDraft) -> Event {
-        let _waits = waits();
+    pub(super) async fn next_event(&self, heartbeat: &Heartbeat, draft: EventDraft) -> Event {
+        let _waits = heartbeat.waits();
         let next = self.next.lock().await;
         self.event(next.seq, draft)
     }
 
     /// Publishes a recorded ending event, created by [`Self::next_event`] or an earlier owner. Returns `None` if
     /// the publisher did not accept it.
-    pub(super) async fn emit_recorded(&self, event: Event) -> Option<Ticket> {
-        let _waits = waits();
+    pub(super) async fn emit_recorded(
+        &self,
+        heartbeat: &Heartbeat,
+        event: Event,
+    ) -> Option<Ticket> {
+        let _waits = heartbeat.waits();
         let mut next = self.next.lock().await;
         self.hand_over(&mut next, event).await.then_some(next.last)
     }
 
     /// Returns the events that the publisher did not accept.
-    pub(super) async fn dropped(&self) -> Dropped {
-        let _waits = waits();
+    pub(super) async fn dropped(&self, heartbeat: &Heartbeat) -> Dropped {
+        let _waits = heartbeat.waits();
         self.next.lock().await.dropped
     }
 
     /// Returns the ticket of the last event and the highest `seq` so far.
-    pub(super) async fn last(&self) -> (Ticket, Option<u64>) {
-        let _waits = waits();
+    pub(super) async fn last(&self, heartbeat: &Heartbeat) -> (Ticket, Option<u64>) {
+        let _waits = heartbeat.waits();
         let next = self.next.lock().await;
         (next.last, next.seq.checked_sub(1))
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use protocol::event::Event;
+use protocol::id::RunId;
 use protocol::run::{Cause, RunRecord, Status};
 use tracing::{info, warn};
 
@@ -15,8 +16,9 @@ use super::ledger::{WriteError, WriteExtra};
 use super::state::Drive;
 use crate::ports::{StoreError, Ticket};
 use crate::rules::run::{EventDraft, Input, StopWhy};
+use crate::worker::heartbeat::Heartbeat;
 use crate::worker::retry::Retry;
-use crate::worker::watchdog::waits;
+use crate::worker::shared::Shared;
 
 /// The maximum delay of a run's end by its external logger.
 const LOGGER_WAIT: Duration = Duration::from_secs(10);
@@ -29,6 +31,9 @@ const HAND_OVER_STREAM_WAIT: Duration = Duration::from_secs(5);
 const REMOVAL_WAIT: Duration = Duration::from_secs(20);
 /// The number of attempts to remove a run's resources.
 const DESTROY_TRIES: u32 = 5;
+/// The pause after the first of them, and the longest pause.
+const REMOVE_FIRST: Duration = Duration::from_millis(200);
+const REMOVE_MOST: Duration = Duration::from_millis(3200);
 
 impl Drive {
     /// Ends the run. The end of the worker does not interrupt this.
@@ -38,9 +43,9 @@ impl Drive {
             self.shared.room.note_full();
         }
         // A run that ends needs no checkpoints, and its existing ones are removed.
-        self.pushes.stop().await;
+        self.pushes.stop(&self.heartbeat).await;
         self.close_feed().await;
-        let (last, _) = self.emitter.last().await;
+        let (last, _) = self.emitter.last(&self.heartbeat).await;
         let in_time = self.confirmed_within(last, STREAM_WAIT).await?;
         if !in_time {
             // The ending is recorded anyway. The claim is kept until the stream has the event.
@@ -48,7 +53,7 @@ impl Drive {
         }
         let event = self.record_ending().await?;
         job_log::end(self.run.record(), &event.message);
-        let ticket = self.emitter.emit_recorded(event).await;
+        let ticket = self.emitter.emit_recorded(&self.heartbeat, event).await;
         self.after_ending(ticket).await
     }
 
@@ -65,7 +70,7 @@ impl Drive {
                 step: None,
                 severity: None,
             });
-            let event = self.emitter.next_event(self.masked(draft)).await;
+            let event = self.emitter.next_event(&self.heartbeat, self.masked(draft)).await;
             let mut record = self.run.record().clone();
             record.last_seq = event.seq;
             record.ending_event = Some(Box::new(event.clone()));
@@ -78,7 +83,7 @@ impl Drive {
                 | Status::Passed
                 | Status::Failed => WriteExtra::DemandNoStop,
             };
-            match self.ledger.save(&record, also).await {
+            match self.ledger.save(&self.heartbeat, &record, also).await {
                 Ok(()) => return Ok(event),
                 Err(WriteError::StopFound) => {
                     let now = self.shared.ports.host.now();
@@ -110,7 +115,7 @@ impl Drive {
         if let Some(feed) = self.feed.take() {
             let leaving = self.shared.leaving.clone();
             let dropped = {
-                let _waits = waits();
+                let _waits = self.heartbeat.waits();
                 leaving.run_until_cancelled(feed.finish(LOGGER_WAIT)).await
             };
             match dropped {
@@ -122,22 +127,22 @@ impl Drive {
                 }
             }
         }
-        let (last, _) = self.emitter.last().await;
+        let (last, _) = self.emitter.last(&self.heartbeat).await;
         if !self.confirmed_within(last, HAND_OVER_STREAM_WAIT).await? {
             let run = &self.scope.run;
             warn!(run.id = %run, "run {run} is handed over before the stream has confirmed all of its events");
         }
         // An owner on another engine resumes from the registry.
-        self.pushes.done().await;
+        self.pushes.done(&self.heartbeat).await;
         while let Ok(input) = self.signals.inputs.try_recv() {
             if matches!(input, Input::Pushed { .. }) {
                 // It gives no more orders. The write below includes the digest.
                 drop(self.run.on(self.shared.ports.host.now(), input));
             }
         }
-        let (_, last_seq) = self.emitter.last().await;
+        let (_, last_seq) = self.emitter.last(&self.heartbeat).await;
         let record = RunRecord { last_seq, ..self.run.record().clone() };
-        self.ledger.save(&record, WriteExtra::HandOver).await?;
+        self.ledger.save(&self.heartbeat, &record, WriteExtra::HandOver).await?;
         info!(run.id = %self.scope.run, "run {} is handed over", self.scope.run);
         Ok(())
     }
@@ -146,7 +151,7 @@ impl Drive {
     /// and `seq` of the owner that ended it.
     pub(super) async fn conclude(&mut self) -> Result<(), WriteError> {
         let ticket = match self.run.record().ending_event.clone() {
-            Some(event) => self.emitter.emit_recorded(*event).await,
+            Some(event) => self.emitter.emit_recorded(&self.heartbeat, *event).await,
             None => Some(Ticket::default()),
         };
         self.after_ending(ticket).await
@@ -154,7 +159,7 @@ impl Drive {
 
     /// Reports the events that the publisher did not accept before the worker ended.
     pub(super) async fn report_dropped(&self) {
-        let Dropped { events, bytes } = self.emitter.dropped().await;
+        let Dropped { events, bytes } = self.emitter.dropped(&self.heartbeat).await;
         if events > 0 {
             let run = &self.scope.run;
             warn!(
@@ -170,14 +175,14 @@ impl Drive {
 
     /// `ticket` is that of the ending event, or `None` if the publisher did not accept it.
     async fn after_ending(&mut self, ticket: Option<Ticket>) -> Result<(), WriteError> {
-        let executor = Arc::clone(&self.shared.ports.executor);
+        let shared = Arc::clone(&self.shared);
         let mut destroyed = {
             let run = self.scope.run.clone();
             // Without disk space, images are not kept for the retention.
             let kept = self.shared.options.keeps_images
                 && !self.met_a_full_disk()
                 && self.run.record().pipeline.as_ref().is_some_and(|it| it.retention.is_some());
-            self.shared.tasks.spawn(async move { remove(&*executor, &run, kept).await })
+            self.shared.tasks.spawn(async move { remove(&shared, &run, kept).await })
         };
         let is_published = match ticket {
             Some(ticket) => self.is_ending_published(ticket).await?,
@@ -191,13 +196,13 @@ impl Drive {
             return Ok(());
         }
         let removed = {
-            let _waits = waits();
+            let _waits = self.heartbeat.waits();
             tokio::time::timeout(REMOVAL_WAIT, &mut destroyed).await
         };
         if removed.is_err() {
             // A slow engine must not delay other runs.
             self.slot = None;
-            let _waits = waits();
+            let _waits = self.heartbeat.waits();
             drop(destroyed.await);
         }
         if self.met_a_full_disk() {
@@ -206,10 +211,10 @@ impl Drive {
         // Once published, the ending event is no longer needed in the record.
         let record = RunRecord { ending_event: None, ..self.run.record().clone() };
         let host = Arc::clone(&self.shared.ports.host);
-        let mut retry = Retry::of_store(&*host);
+        let mut retry = Retry::of_store(&*host, &self.heartbeat);
         loop {
             let also = self.final_leases().await?;
-            match self.ledger.save(&record, also).await {
+            match self.ledger.save(&self.heartbeat, &record, also).await {
                 Err(WriteError::Refused(StoreError::LeaseGone(_))) => {
                     self.shared.records.forget().await;
                     self.shared.seen.forget().await;
@@ -227,8 +232,8 @@ impl Drive {
         let ports = &self.shared.ports;
         let attempt = || async {
             let taken = async {
-                let record = self.shared.records.current(ports).await?;
-                let seen = self.shared.seen.current(ports).await?;
+                let record = self.shared.records.current(&*ports.store, &*ports.host).await?;
+                let seen = self.shared.seen.current(&*ports.store, &*ports.host).await?;
                 Ok::<_, StoreError>(WriteExtra::LetGo { record, seen })
             };
             match taken.await {
@@ -243,7 +248,7 @@ impl Drive {
             }
         };
         let lost = &self.held.lost;
-        let retry = Retry::of_store(&*ports.host).until(lost, attempt);
+        let retry = Retry::of_store(&*ports.host, &self.heartbeat).until(lost, attempt);
         lost.run_until_cancelled(retry).await.flatten().unwrap_or(Err(WriteError::Lost))
     }
 
@@ -263,7 +268,7 @@ impl Drive {
         self.log_line(&line);
         let Some(feed) = self.feed.take() else { return };
         let bytes = {
-            let _waits = waits();
+            let _waits = self.heartbeat.waits();
             feed.finish(LOGGER_WAIT).await
         };
         if bytes > 0 {
@@ -280,7 +285,9 @@ impl Drive {
             self.scope.run
         );
         let reason = protocol::event::Reason::LoggerDropped { bytes };
-        self.emitter.emit(EventDraft { reason, message, step: None, severity: None }).await;
+        self.emitter
+            .emit(&self.heartbeat, EventDraft { reason, message, step: None, severity: None })
+            .await;
     }
 
     /// Waits until the stream has confirmed an event, or the worker ends. Holds the slot for a while
@@ -302,7 +309,9 @@ impl Drive {
                 return Ok(is_published);
             }
             let Some(event) = self.run.record().ending_event.clone() else { return Ok(false) };
-            let Some(again) = self.emitter.emit_recorded(*event).await else { return Ok(false) };
+            let Some(again) = self.emitter.emit_recorded(&self.heartbeat, *event).await else {
+                return Ok(false);
+            };
             ticket = again;
         }
     }
@@ -322,7 +331,7 @@ impl Drive {
     }
 
     async fn confirmed(&self, ticket: Ticket) -> Result<(), WriteError> {
-        let _waits = waits();
+        let _waits = self.heartbeat.waits();
         loop {
             let confirmed = tokio::select! {
                 biased;
@@ -340,15 +349,18 @@ impl Drive {
     }
 }
 
-async fn remove(executor: &dyn crate::ports::Executor, run: &protocol::id::RunId, kept: bool) {
-    let mut wait = Duration::from_millis(200);
+/// Removes the run's resources. `kept`: its images are kept for its `retention`.
+async fn remove(shared: &Shared, run: &RunId, kept: bool) {
+    let executor = &shared.ports.executor;
+    // This task has no watchdog: the drive waits for it, and is idle meanwhile.
+    let heartbeat = Heartbeat::unwatched();
+    let mut retry = Retry::new(&*shared.ports.host, &heartbeat, REMOVE_FIRST, REMOVE_MOST);
     for _ in 0..DESTROY_TRIES {
         let removed = if kept { executor.clear(run).await } else { executor.destroy(run).await };
         match removed {
             Ok(()) => return,
             Err(cause) => warn!(run.id = %run, %cause, "what the run made is not all removed"),
         }
-        tokio::time::sleep(wait).await;
-        wait *= 2;
+        retry.wait().await;
     }
 }

@@ -4,13 +4,12 @@ use futures::StreamExt as _;
 use protocol::run::Cause;
 use tracing::{error, warn};
 
+use super::completion::{Completed, Interrupted, Product};
 use super::ledger::WriteError;
-use super::operation::Completion;
 use super::state::Drive;
 use crate::ports::{StopLevel, Workspace};
 use crate::worker::lost::Lost;
 use crate::worker::release::{prove_ended, release};
-use crate::worker::watchdog::waits;
 
 /// Why a drive ends before its run.
 pub(super) enum DriveError {
@@ -25,24 +24,37 @@ impl From<WriteError> for DriveError {
     }
 }
 
+impl From<Interrupted> for DriveError {
+    fn from(interrupted: Interrupted) -> Self {
+        match interrupted {
+            Interrupted::OwnershipLost => Self::Write(WriteError::InDoubt),
+            Interrupted::EngineUnreachable(why) => Self::Engine(why),
+        }
+    }
+}
+
 impl Drive {
     async fn prove_ended(&self) {
-        prove_ended(&self.shared, &self.scope).await;
+        prove_ended(&self.shared, &self.heartbeat, &self.scope).await;
+    }
+
+    async fn release(&self) {
+        release(&self.shared, &self.heartbeat, self.ledger.claim(), &self.held.lost).await;
     }
 
     /// Abandons a run that this worker no longer owns: kills its steps, publishes nothing, and
     /// removes nothing that the next owner needs.
     pub(super) async fn abandon(&mut self) {
         // The executor verifies that the container is gone, within its own timeouts.
-        let _waits = waits();
+        let _waits = self.heartbeat.waits();
         self.signals.stop.raise(StopLevel::Kill);
-        self.pushes.stop().await;
+        self.pushes.stop(&self.heartbeat).await;
         self.progress.steps.values_mut().for_each(|step| step.gate = None);
         self.shared.ports.events.discard(&self.scope.run, self.scope.epoch);
         let mut left: Vec<Workspace> = Vec::new();
-        while let Some((_, done)) = self.doing.next().await {
-            if let Completion::Ran(ran, _, _) = done {
-                left.push(ran.left);
+        while let Some(done) = self.doing.next().await {
+            if let Ok(Completed { product: Product::Exited(_, ran), .. }) = done {
+                left.push(ran.workspace);
             }
         }
         left.extend(self.progress.steps.values_mut().filter_map(|step| step.left.take()));
@@ -61,7 +73,7 @@ impl Drive {
                 self.prove_ended().await;
                 // Not recorded as a hand-over: it counts as a loss, so that a run that breaks every
                 // engine is not retried forever.
-                release(&self.shared, self.ledger.claim(), &self.held.lost).await;
+                self.release().await;
                 None
             }
             DriveError::Write(WriteError::Lost) => {
@@ -73,12 +85,12 @@ impl Drive {
                 warn!(run.id = %run, "the run may be lost to this worker; it is let go");
                 self.prove_ended().await;
                 // Nothing more may be published under this epoch, even if the run is resumed here.
-                release(&self.shared, self.ledger.claim(), &self.held.lost).await;
+                self.release().await;
                 Some(Lost::with_lease(run))
             }
             DriveError::Write(cause @ (WriteError::StopFound | WriteError::Refused(_))) => {
                 error!(run.id = %run, %cause, "the run cannot be recorded; it is let go");
-                release(&self.shared, self.ledger.claim(), &self.held.lost).await;
+                self.release().await;
                 let why = format!("it could not be recorded: {cause}");
                 Some(Lost::new(run, Cause::Engine, why))
             }

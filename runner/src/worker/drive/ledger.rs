@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use protocol::budget::MAX_RECORD_BYTES;
-use protocol::id::RunId;
+use protocol::id::{RunId, StepPosition};
 use protocol::names;
 use protocol::run::RunRecord;
 use thiserror::Error;
@@ -13,13 +13,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::mask::RunMask;
-use crate::ports::{Claim, Expect, Host, LeaseId, Store, StoreError, Txn, TxnReply};
+use crate::ports::{Claim, Host, LeaseId, Store, StoreError, Txn, TxnReply};
 use crate::rules::callback::{Notification, NotifiedStages, Stage};
 use crate::worker::callbacks::inbox::Inbox;
 use crate::worker::callbacks::value_of;
-use crate::worker::records::{RunKeys, SMALL_RECORD, fitting};
+use crate::worker::heartbeat::Heartbeat;
+use crate::worker::records::{RunKey, RunKeys, RunTxn as _, SMALL_RECORD, fitting};
 use crate::worker::retry::Retry;
-use crate::worker::watchdog::beat;
 
 /// Why a record was not written.
 #[derive(Debug, Error)]
@@ -62,7 +62,7 @@ pub(super) struct Outbox {
 impl Outbox {
     fn entries(&self, record: &RunRecord) -> Vec<(String, Notification)> {
         let news = self.told.notifications(record, self.logs.as_deref(), self.host.now().0);
-        let entry = |(position, stage, mut news): (usize, Stage, Notification)| {
+        let entry = |(position, stage, mut news): (StepPosition, Stage, Notification)| {
             self.mask.value(&mut news.body);
             let which = u8::from(stage == Stage::Ended);
             (names::callback_key(&record.run_id, position, which), news)
@@ -115,33 +115,21 @@ impl Ledger {
             WriteExtra::Nothing
             | WriteExtra::DemandNoStop
             | WriteExtra::DropStop
-            | WriteExtra::HandOver => txn.put(names::run_key(run), bytes.to_vec()),
-            WriteExtra::LetGo { record, .. } => {
-                txn.put_leased(names::run_key(run), bytes.to_vec(), record)
-            }
+            | WriteExtra::HandOver => txn.put_record(run, bytes.to_vec()),
+            WriteExtra::LetGo { record, .. } => txn.put_ended_record(run, bytes.to_vec(), record),
         };
-        let mut txn = txn
-            .when(names::run_key(run), Expect::ModifiedAt(self.modified))
-            .read_otherwise(names::run_key(run))
-            .read_otherwise(names::owner_key(run))
-            .read_otherwise(names::stop_key(run));
+        let txn = txn
+            .require_record(run, self.modified)
+            .read_keys_otherwise(run, &[RunKey::Record, RunKey::Owner, RunKey::Stop]);
         match also {
-            WriteExtra::Nothing => {}
-            WriteExtra::DemandNoStop => txn = txn.when(names::stop_key(run), Expect::Absent),
-            WriteExtra::DropStop => txn = txn.delete(names::stop_key(run)),
-            WriteExtra::HandOver => txn = txn.delete(names::owner_key(run)),
+            WriteExtra::Nothing => txn,
+            WriteExtra::DemandNoStop => txn.require_absent(run, RunKey::Stop),
+            WriteExtra::DropStop => txn.delete_stop(run),
+            WriteExtra::HandOver => txn.delete_owner(run),
             WriteExtra::LetGo { seen, record } => {
-                txn = txn
-                    .put_leased(names::seen_key(run), Vec::new(), seen)
-                    .attach(names::definition_key(run), record)
-                    // In this order, so that a watch of both prefixes never sees an open run
-                    // without an owner.
-                    .delete(names::owner_key(run))
-                    .delete(names::open_key(run))
-                    .delete(names::stop_key(run));
+                txn.put_seen(run, seen).expire_definition(run, record).close(run)
             }
         }
-        txn
     }
 
     /// Returns whether the record is written, by this attempt or by an earlier one whose reply was lost.
@@ -178,6 +166,7 @@ impl Ledger {
     /// Writes the record, retrying until the store answers, as long as the claim is valid.
     pub(super) async fn save(
         &mut self,
+        heartbeat: &Heartbeat,
         record: &RunRecord,
         also: WriteExtra,
     ) -> Result<(), WriteError> {
@@ -185,11 +174,11 @@ impl Ledger {
         let mut written = Cow::Borrowed(record);
         let mut bytes = fitting_copy(run, &mut written).map_err(WriteError::Refused)?;
         let host = Arc::clone(&self.outbox.host);
-        let mut retry = Retry::of_store(&*host);
+        let mut retry = Retry::of_store(&*host, heartbeat);
         let mut unknown = false;
         let news = self.outbox.entries(record);
         loop {
-            beat();
+            heartbeat.beat();
             let txn = self.write(&bytes, also);
             let txn =
                 news.iter().fold(txn, |txn, (key, news)| txn.put(key.clone(), value_of(news)));
@@ -199,13 +188,12 @@ impl Ledger {
                 reply = self.store.txn(self.claim.fenced(txn)) => reply,
             };
             match reply {
-                Ok(reply) => {
-                    let sent = unknown.then_some(&*bytes);
-                    if self.is_written(&reply, also, sent)? {
-                        self.note_written(record, news);
-                        return Ok(());
-                    }
+                Ok(reply) if self.is_written(&reply, also, unknown.then_some(&*bytes))? => {
+                    self.note_written(record, news);
+                    return Ok(());
                 }
+                // The revision of the record was outdated.
+                Ok(_) => {}
                 // The caller replaces an expired long lease. `lost` reports the loss of the claim's
                 // own lease.
                 Err(cause @ StoreError::LeaseGone(_))

@@ -2,12 +2,13 @@
 
 mod attempt;
 mod collect;
+mod completion;
 mod create;
 mod emitter;
-mod facts;
 mod finish;
 mod give_up;
 mod job_log;
+mod keep;
 mod ledger;
 mod mask;
 mod operation;
@@ -28,15 +29,18 @@ use protocol::run::Cause;
 use protocol::time::Millis;
 use tracing::error;
 
+use self::completion::Completed;
+pub(super) use self::create::ClaimedRun;
 use self::give_up::DriveError;
 use self::ledger::WriteError;
-use self::operation::Completion;
 use self::orders::Performed;
 pub use self::render::RenderInline;
-pub(super) use self::state::{Drive, Signals};
+use self::state::Drive;
+pub(super) use self::state::Signals;
+use super::heartbeat::Heartbeat;
 use super::lost::Lost;
 use super::release::{prove_ended, release};
-use super::watchdog::{Failed, waits, watched};
+use super::watchdog::{Failed, Watched};
 use crate::ports::StopLevel;
 use crate::rules::run::{Effect, Input, Run, joined, may_be_joined};
 
@@ -44,50 +48,51 @@ use crate::rules::run::{Effect, Input, Run, joined, may_be_joined};
 /// each fact can add a callback.
 const MOST_JOINED: usize = 30;
 
-enum Next {
-    Input(Input),
-    Done(Option<usize>, Completion),
-    Lost,
-}
-
-impl Drive {
-    /// Spawns the drive with the orders that `first` returns. A live worker must not own a run that it
-    /// does not drive.
+impl ClaimedRun {
+    /// Drives the run in a task of its own, first with the orders that `first` returns. A live worker must
+    /// not own a run that it does not drive.
     ///
     /// If the drive panics, its run is released at once, to be claimed again and ended. If the drive
     /// stalls, its run is released as if the worker had died.
-    pub(super) fn spawn(mut self, first: impl FnOnce(&mut Run, Millis) -> Vec<Effect>) {
-        let now = self.shared.ports.host.now();
-        let first = first(&mut self.run, now);
-        let (shared, scope) = (Arc::clone(&self.shared), self.scope.clone());
+    pub(super) fn spawn(self, first: impl FnOnce(&mut Run, Millis) -> Vec<Effect>) {
+        let (shared, scope) = (Arc::clone(&self.shared), self.scope());
         let run = scope.run.clone();
-        let (stop, claim) = (self.signals.stop.clone(), self.ledger.claim().clone());
+        let (stop, claim) = (self.signals.stop.clone(), self.owned.claim.clone());
         let lost = self.held.lost.clone();
+        let driven = Watched::new(|heartbeat| {
+            let mut drive = self.into_drive(heartbeat);
+            let now = drive.shared.ports.host.now();
+            let first = first(&mut drive.run, now);
+            Box::pin(drive.drive(first))
+        });
         let tasks = shared.tasks.clone();
         tasks.spawn(async move {
-            let driven = Box::pin(self.drive(first));
-            let driven = watched(&shared.tasks, shared.watchdog.span(), driven).await;
+            let driven = driven.run(&shared.tasks, shared.watchdog.span()).await;
             let Err(cause) = driven else { return };
             error!(run.id = %run, %cause, "the drive of run {run} is out of order; this is a fault of bob-runner");
             stop.raise(StopLevel::Kill);
             shared.ports.events.discard(&run, claim.epoch);
-            let is_gone_on_with = match cause {
-                Failed::StoodStill(_) => shared.options.rescue,
+            let is_resumed = match cause {
+                Failed::Stalled(_) => shared.options.rescue,
                 // The next drive would panic too.
                 Failed::Panicked(_) => false,
             };
-            if !is_gone_on_with {
+            if !is_resumed {
                 // Added to the list before the release and kept in the roster until then. Otherwise
                 // this worker's own rescue could find the run without an owner and resume it.
                 let why = "its worker failed; the worker's log says how".to_owned();
                 shared.put_lost(Lost::new(run.clone(), Cause::Engine, why));
             }
-            prove_ended(&shared, &scope).await;
-            release(&shared, &claim, &lost).await;
+            // This task has no watchdog: it must release the run, however long that takes.
+            let heartbeat = Heartbeat::unwatched();
+            prove_ended(&shared, &heartbeat, &scope).await;
+            release(&shared, &heartbeat, &claim, &lost).await;
             shared.roster.remove(&run);
         });
     }
+}
 
+impl Drive {
     /// Drives the run until it ends or is lost.
     async fn drive(mut self, first: Vec<Effect>) {
         let run_id = self.scope.run.clone();
@@ -129,21 +134,13 @@ impl Drive {
     async fn follow(&mut self) -> Result<Vec<Effect>, DriveError> {
         let mut lists = Vec::new();
         let mut next = Some(self.next().await);
-        while let Some(fact) = next {
-            let input = match fact {
-                Next::Input(input) => input,
-                Next::Done(_, Completion::OwnershipLost) => {
-                    return Err(DriveError::Write(WriteError::InDoubt));
-                }
-                Next::Done(_, Completion::EngineAway(why)) => return Err(DriveError::Engine(why)),
-                Next::Done(at, done) => self.input_of(at, done),
-                Next::Lost => return Err(DriveError::Write(WriteError::Lost)),
-            };
-            let list = self.run.on(self.shared.ports.host.now(), input);
+        while let Some(completed) = next {
+            let fact = self.keep(completed?);
+            let list = self.run.on(self.shared.ports.host.now(), fact);
             let goes_on = may_be_joined(&list);
             lists.push(list);
             for (output, note) in std::mem::take(&mut self.progress.notes) {
-                output.note(&note).await;
+                output.note_from(&self.heartbeat, &note).await;
             }
             let joins = goes_on && lists.len() < MOST_JOINED;
             next = if joins { self.next().now_or_never() } else { None };
@@ -151,8 +148,9 @@ impl Drive {
         Ok(joined(lists))
     }
 
-    async fn next(&mut self) -> Next {
-        let _waits = waits();
+    /// Waits for the next fact, from an operation, a timer or the rest of the worker.
+    async fn next(&mut self) -> Result<Completed, DriveError> {
+        let _waits = self.heartbeat.waits();
         let timer = self.progress.timers.iter().min_by_key(|(_, at)| *at).copied();
         let expired = async {
             match timer {
@@ -166,12 +164,12 @@ impl Drive {
         // Facts from outside come first: a stop must be known before the exit that it causes.
         tokio::select! {
             biased;
-            () = self.held.lost.cancelled() => Next::Lost,
-            Some(input) = self.signals.inputs.recv() => Next::Input(input),
-            Some((at, done)) = self.doing.next() => Next::Done(at, done),
+            () = self.held.lost.cancelled() => Err(DriveError::Write(WriteError::Lost)),
+            Some(input) = self.signals.inputs.recv() => Ok(input.into()),
+            Some(done) = self.doing.next() => done.map_err(DriveError::from),
             timer = expired => {
                 self.progress.timers.retain(|(other, _)| *other != timer);
-                Next::Input(Input::Expired(timer))
+                Ok(Input::Expired(timer).into())
             }
         }
     }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use protocol::id::StepPosition;
 use protocol::run::{RunRecord, StepRecord};
 use tokio::time::Instant;
 
@@ -11,7 +12,6 @@ use super::state::Drive;
 use super::{job_log, operation};
 use crate::ports::StopLevel;
 use crate::rules::run::{Effect, EventDraft, KeptStep};
-use crate::worker::watchdog::waits;
 
 /// What follows on the orders of one fact.
 #[derive(Debug, PartialEq, Eq)]
@@ -67,7 +67,7 @@ impl Drive {
     }
 
     async fn save(&mut self, mut record: RunRecord) -> Result<(), WriteError> {
-        let (_, last_seq) = self.emitter.last().await;
+        let (_, last_seq) = self.emitter.last(&self.heartbeat).await;
         // A step that is started again is no longer closed.
         let ended = ended(&record.steps);
         self.progress.closed.retain(|step| ended.contains(step));
@@ -76,7 +76,7 @@ impl Drive {
             let open = |step: &&mut StepRecord| !self.progress.closed.contains(&step.name);
             record.steps.iter_mut().filter(open).for_each(|step| step.last_seq = last_seq);
         }
-        self.ledger.save(&record, WriteExtra::Nothing).await?;
+        self.ledger.save(&self.heartbeat, &record, WriteExtra::Nothing).await?;
         self.progress.closed = ended;
         Ok(())
     }
@@ -84,7 +84,7 @@ impl Drive {
     async fn emit(&self, draft: EventDraft) {
         let draft = self.masked(draft);
         job_log::progress(self.run.record(), &draft);
-        self.emitter.emit(draft).await;
+        self.emitter.emit(&self.heartbeat, draft).await;
     }
 
     fn prepare(&mut self) {
@@ -100,7 +100,7 @@ impl Drive {
         self.begin(None, Box::pin(operation::adopt(shared, scope, kept, stop)));
     }
 
-    fn open_gate(&mut self, position: usize) {
+    fn open_gate(&mut self, position: StepPosition) {
         let step = self.progress.steps.get_mut(&position);
         if let Some(gate) = step.and_then(|step| step.gate.take()) {
             // The receiver is gone if the container could not be created, which is reported later.
@@ -108,15 +108,15 @@ impl Drive {
         }
     }
 
-    async fn discard(&mut self, position: usize) {
+    async fn discard(&mut self, position: StepPosition) {
         let step = self.progress.steps.get_mut(&position);
         let Some(left) = step.and_then(|step| step.left.take()) else { return };
-        let _waits = waits();
+        let _waits = self.heartbeat.waits();
         self.shared.ports.executor.discard(&self.scope, left).await;
     }
 
     /// Asks the step at a position to end.
-    fn raise(&self, position: usize, level: StopLevel) {
+    fn raise(&self, position: StepPosition, level: StopLevel) {
         if let Some(step) = self.progress.steps.get(&position) {
             step.stop.raise(level);
         }

@@ -16,6 +16,7 @@ use super::mask::RunMask;
 use crate::ports::{LogSink, LoggerFeed, StopLevel, StopSignal};
 use crate::rules::lines::{Lines, Piece, prefix_within, published_bytes};
 use crate::rules::mask::Masker;
+use crate::worker::heartbeat::Heartbeat;
 
 /// The output budget of a run's steps, including the recorded output of earlier owners.
 #[derive(Debug, Clone)]
@@ -67,6 +68,9 @@ pub(super) struct Output {
     tails: Option<parking_lot::Mutex<Tails>>,
     /// Notified when a text waits for its deadline.
     waits: Notify,
+    /// The heartbeat of the tasks that write or publish output. They have no watchdog: they wait while the
+    /// stream accepts no events.
+    unwatched: Heartbeat,
 }
 
 #[derive(Debug, Default)]
@@ -160,6 +164,7 @@ impl Output {
             own: AtomicU64::new(0),
             tails: keeps_tail.then(parking_lot::Mutex::default),
             waits: Notify::new(),
+            unwatched: Heartbeat::unwatched(),
         }
     }
 
@@ -170,8 +175,13 @@ impl Output {
         String::from_utf8_lossy(tails.of(stream)).into_owned()
     }
 
-    /// Publishes a notice about the step.
+    /// Publishes a notice about the step, from a task of the step.
     pub(super) async fn note(&self, line: &str) {
+        self.note_from(&self.unwatched, line).await;
+    }
+
+    /// Publishes a notice about the step, from the task with this heartbeat.
+    pub(super) async fn note_from(&self, heartbeat: &Heartbeat, line: &str) {
         let line = self.mask.text(line);
         let bytes = line.as_bytes().to_vec();
         let offset = self.own.fetch_add(bytes.len() as u64 + 1, Ordering::Relaxed);
@@ -179,7 +189,7 @@ impl Output {
             feed.push(format!("[bob] {line}\n").into());
         }
         let piece = Piece { offset, bytes, partial: false };
-        self.emitter.log((&self.step, self.attempt), LogStream::Bob, piece).await;
+        self.emitter.log(heartbeat, (&self.step, self.attempt), LogStream::Bob, piece).await;
     }
 
     /// Publishes texts at their deadlines, until `finish`.
@@ -311,7 +321,8 @@ impl Output {
                 *fed = piece.partial.then_some(stream);
                 feed.push(text.into());
             }
-            self.emitter.log((&self.step, self.attempt), stream, piece).await;
+            let step = (&self.step, self.attempt);
+            self.emitter.log(&self.unwatched, step, stream, piece).await;
         }
     }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use protocol::id::StepName;
+use protocol::id::{StepName, StepPosition};
 use protocol::run::{StepRecord, StepStatus};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -18,9 +18,9 @@ pub(super) struct Progress {
     /// The workspace from which the first steps start.
     pub(super) base: Option<Workspace>,
     /// The committed workspaces of steps, by position.
-    pub(super) kept: BTreeMap<usize, Workspace>,
+    pub(super) kept: BTreeMap<StepPosition, Workspace>,
     /// The steps that were started, by position.
-    pub(super) steps: BTreeMap<usize, RunningStep>,
+    pub(super) steps: BTreeMap<StepPosition, RunningStep>,
     pub(super) timers: Vec<(Timer, Instant)>,
     /// Notices about steps that are not yet published.
     pub(super) notes: Vec<(Arc<Output>, String)>,

@@ -10,14 +10,17 @@ use tracing::{info, warn};
 
 use crate::ports::{RunScope, StepSpec, Workspace};
 use crate::rules::run::Input;
+use crate::worker::heartbeat::Heartbeat;
+use crate::worker::retry::Retry;
 use crate::worker::shared::Shared;
-use crate::worker::watchdog::waits;
 
 /// The number of attempts to push. If all fail, only the run's own engine can resume it until the
 /// next push.
 const TRIES: u32 = 4;
 /// The pause after the first attempt. It doubles each time.
 const PAUSE: Duration = Duration::from_secs(1);
+/// The pause before the last attempt.
+const LONGEST_PAUSE: Duration = Duration::from_secs(4);
 /// How long a hand-over waits for pushes in progress.
 const WITHIN: Duration = Duration::from_secs(30);
 
@@ -55,9 +58,9 @@ impl Pushes {
     }
 
     /// Waits for all pushes, for at most [`WITHIN`].
-    pub(super) async fn done(&mut self) {
+    pub(super) async fn done(&mut self, heartbeat: &Heartbeat) {
         let Some(mut last) = self.last.take() else { return };
-        let _waits = waits();
+        let _waits = heartbeat.waits();
         if tokio::time::timeout(WITHIN, &mut last).await.is_err() {
             warn!("a checkpoint is not in the registry in time");
             self.last = Some(last);
@@ -65,10 +68,10 @@ impl Pushes {
     }
 
     /// Cancels the remaining pushes.
-    pub(super) async fn stop(&mut self) {
+    pub(super) async fn stop(&mut self, heartbeat: &Heartbeat) {
         self.stopped.cancel();
         if let Some(last) = self.last.take() {
-            let _waits = waits();
+            let _waits = heartbeat.waits();
             drop(last.await);
         }
     }
@@ -76,7 +79,9 @@ impl Pushes {
 
 async fn carry_out(shared: &Shared, push: Push) {
     let Push { scope, kept, step, tell } = push;
-    let mut pause = PAUSE;
+    // This task has no watchdog: the drive cancels it at its end.
+    let heartbeat = Heartbeat::unwatched();
+    let mut retry = Retry::new(&*shared.ports.host, &heartbeat, PAUSE, LONGEST_PAUSE);
     for attempt in 1..=TRIES {
         match shared.ports.executor.push(&scope, &kept, &step).await {
             Ok(None) => return,
@@ -92,8 +97,7 @@ async fn carry_out(shared: &Shared, push: Push) {
             }
         }
         if attempt < TRIES {
-            tokio::time::sleep(pause).await;
-            pause *= 2;
+            retry.wait().await;
         }
     }
 }

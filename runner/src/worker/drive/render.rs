@@ -5,10 +5,12 @@ use protocol::id::RunId;
 use protocol::pipeline::{Params, Step, Template};
 use protocol::run::Cause;
 
-use super::operation::{self, Completion};
+use super::completion::OperationError;
+use super::operation::engine_failure;
 use crate::ports::{
     ExecError, RenderError, Renderer, Rendering, Script, StepSpec, StopLevel, StopSignal,
 };
+use crate::rules::run::Broke;
 use crate::rules::template;
 use crate::worker::shared::Shared;
 
@@ -31,12 +33,12 @@ pub(super) async fn rendered(
     mut spec: StepSpec,
     rendering: Option<Rendering>,
     stop: &StopSignal,
-) -> Result<StepSpec, Completion> {
+) -> Result<StepSpec, OperationError> {
     let Some(rendering) = rendering else { return Ok(spec) };
     let rendered = tokio::select! {
         biased;
         _ = stop.above(StopLevel::Run) => {
-            return Err(operation::completion_of(shared, &ExecError::NotStarted).await);
+            return Err(engine_failure(shared, &ExecError::NotStarted).await);
         }
         rendered = shared.ports.renderer.render(rendering) => rendered,
     };
@@ -48,10 +50,10 @@ pub(super) async fn rendered(
             Ok(spec)
         }
         Err(cause @ RenderError::Template(_)) => {
-            Err(Completion::Broke(Cause::Template, cause.to_string(), None))
+            Err(Broke::new(Cause::Template, cause.to_string()).into())
         }
         Err(cause @ RenderError::Unavailable(_)) => {
-            Err(Completion::Broke(Cause::Engine, cause.to_string(), None))
+            Err(Broke::new(Cause::Engine, cause.to_string()).into())
         }
     }
 }

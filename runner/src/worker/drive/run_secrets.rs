@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use protocol::id::StepName;
+use protocol::id::{StepName, StepPosition};
 use protocol::pipeline::{Pipeline, SecretUse, Step};
 use protocol::run::{RunRecord, StepStatus};
 
@@ -16,17 +16,17 @@ use crate::rules::mask::Mask;
 pub(super) struct RunSecrets {
     values: Vec<Secret>,
     /// Secrets of steps started by an earlier owner that this owner has not yet looked up.
-    pub(super) owed: Vec<(usize, StepName, SecretUse)>,
+    pub(super) owed: Vec<(StepPosition, StepName, SecretUse)>,
     mask: RunMask,
 }
 
 impl RunSecrets {
     /// Creates the secrets of a newly claimed run. Those of started steps must be looked up.
     pub(super) fn of(record: &RunRecord) -> Self {
-        let steps = record.pipeline.iter().flat_map(Pipeline::all_steps);
+        let steps = record.pipeline.iter().flat_map(Pipeline::steps_by_position);
         let begun = record.steps.iter().filter(|step| step.status != StepStatus::Pending);
-        let by_name: HashMap<&StepName, (usize, &Step)> =
-            steps.enumerate().map(|(position, step)| (&step.name, (position, step))).collect();
+        let by_name: HashMap<&StepName, (StepPosition, &Step)> =
+            steps.map(|(position, step)| (&step.name, (position, step))).collect();
         let begun = begun.filter_map(|begun| by_name.get(&begun.name).copied());
         let owed = begun.flat_map(|(position, step)| {
             let secrets = step.secrets.iter();

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 
 use protocol::budget::shortened;
 use protocol::event::Reason;
+use protocol::id::StepPosition;
 use protocol::pipeline::Step;
 use serde_json::{Map, Value};
 use tracing::warn;
@@ -15,7 +16,6 @@ use crate::ports::{Purpose, StepSecret, StepSecrets};
 use crate::rules::mask::SHORTEST;
 use crate::rules::run::EventDraft;
 use crate::rules::{destination, job, named};
-use crate::worker::watchdog::waits;
 
 /// The maximum size of a command in an event, in bytes. A script can have 512 KiB, and each attempt
 /// publishes it.
@@ -31,9 +31,9 @@ impl Drive {
     }
 
     async fn settle_owed(&mut self) -> Result<(), String> {
-        let _waits = waits();
+        let _waits = self.heartbeat.waits();
         let (mut values, mut owed, mut missing) = (Vec::new(), Vec::new(), None);
-        let mut purposes: HashMap<usize, Purpose> = HashMap::new();
+        let mut purposes: HashMap<StepPosition, Purpose> = HashMap::new();
         for (position, step, secret) in std::mem::take(&mut self.secrets.owed) {
             let purpose =
                 purposes.entry(position).or_insert_with(|| self.purpose_of_secrets(position));
@@ -55,7 +55,7 @@ impl Drive {
     }
 
     /// Looks up the secrets of a step, before its start is announced.
-    pub(super) async fn look_up_secrets(&mut self, position: usize) -> Result<(), String> {
+    pub(super) async fn look_up_secrets(&mut self, position: StepPosition) -> Result<(), String> {
         if !self.secrets.owed.is_empty() {
             self.settle_owed().await?;
         }
@@ -64,7 +64,7 @@ impl Drive {
         };
         let (name, uses) = (step.name.clone(), step.secrets.clone());
         let purpose = self.purpose_of_secrets(position);
-        let _waits = waits();
+        let _waits = self.heartbeat.waits();
         let of_step = |why| format!("step {name}: {why}");
         let mut all = Vec::with_capacity(uses.len());
         for asked in &uses {
@@ -85,7 +85,7 @@ impl Drive {
     }
 
     /// Returns the purpose of a step's secrets.
-    fn purpose_of_secrets(&self, position: usize) -> Purpose {
+    fn purpose_of_secrets(&self, position: StepPosition) -> Purpose {
         let record = self.run.record();
         // The address may refer to earlier results. If they are missing, the step does not start.
         let filled = job::filled(record, position).and_then(Result::ok);
@@ -94,14 +94,14 @@ impl Drive {
         Purpose { group, pipeline, trusted: record.trusted, to }
     }
 
-    fn given(&self, position: usize) -> &[StepSecret] {
+    fn given(&self, position: StepPosition) -> &[StepSecret] {
         self.progress.steps.get(&position).map(|step| &*step.given).unwrap_or_default()
     }
 
     /// Returns the `with` of a step with named secrets replaced by their values.
     pub(super) fn with_secrets(
         &self,
-        position: usize,
+        position: StepPosition,
         step: &Step,
     ) -> Result<Map<String, Value>, String> {
         let value_of = |name: &str| {
@@ -109,18 +109,18 @@ impl Drive {
             String::from_utf8(given.value.expose().to_vec()).ok()
         };
         named::filled(&step.with, &value_of).map_err(|name| {
-            format!("step {}: secret {name} is not given to it, or is not a text", step.name)
+            format!("step {}: secret {name} is not given to it, or is not a string", step.name)
         })
     }
 
     /// Returns the secrets of a step for its executor.
-    pub(super) fn secrets_given(&self, position: usize) -> StepSecrets {
-        StepSecrets { given: self.given(position).to_vec(), ..self.secrets_left() }
+    pub(super) fn secrets_given(&self, position: StepPosition) -> StepSecrets {
+        StepSecrets { granted: self.given(position).to_vec(), ..self.secrets_left() }
     }
 
     /// Returns the search for secrets in the image of a step.
     pub(super) fn secrets_left(&self) -> StepSecrets {
-        StepSecrets { given: Vec::new(), forbidden: self.secrets.mask().forbidden() }
+        StepSecrets { granted: Vec::new(), forbidden: self.secrets.mask().forbidden() }
     }
 
     /// Masks an event before it is published, and shortens the command of a step.

@@ -3,22 +3,25 @@
 use std::sync::Arc;
 
 use protocol::event::LogStream;
+use protocol::id::StepPosition;
 use protocol::pipeline::{Cmd, OnLogLimit, Params, Pipeline, Step, Vars};
 use protocol::quantity::Span;
 use protocol::run::Cause;
 use tokio::sync::oneshot;
 
 use super::attempt::Attempt;
-use super::operation::{self, Completion};
+use super::completion::Completed;
+use super::operation::{self, engine_failure};
 use super::output::{AtLimit, Output};
 use super::push::Push;
 use super::render::{rendering_of, script_of};
 use super::state::Drive;
 use crate::ports::{Gate, JOB_DIR, Rendering, StepEnd, StepSpec, StopSignal};
+use crate::rules::run::{Broke, Input};
 use crate::rules::{env, job, template};
 
 impl Drive {
-    pub(super) fn fetch(&mut self, position: usize) {
+    pub(super) fn fetch(&mut self, position: StepPosition) {
         let resource = self
             .step(position)
             .and_then(|step| self.pipeline()?.resource(step.needs_resource.as_deref()?))
@@ -31,20 +34,20 @@ impl Drive {
         let stop = self.signals.leave.part();
         self.progress.steps.entry(position).or_default().stop = stop.clone();
         let (shared, scope) = (Arc::clone(&self.shared), self.scope.clone());
-        self.begin(Some(position), Box::pin(operation::fetch(shared, scope, on, resource, stop)));
+        let fetched = operation::fetch(shared, scope, on, resource, stop);
+        let fetched = async move { Ok(Completed::fetched(position, fetched.await?)) };
+        self.begin(Some(position), Box::pin(fetched));
     }
 
     /// `secrets` is an error if the step's secrets are not available.
-    pub(super) fn start(&mut self, position: usize, secrets: Result<(), String>) {
+    pub(super) fn start(&mut self, position: StepPosition, secrets: Result<(), String>) {
         if let Err(why) = secrets {
-            return self.complete(position, Completion::Broke(Cause::Rejected, why, None));
+            return self.broke(position, Broke::new(Cause::Rejected, why));
         }
         let Some(on) = self.on(position) else { return self.log_broken(position, "start") };
         let (spec, rendering) = match self.spec(position) {
             Some(Ok(spec)) => spec,
-            Some(Err(why)) => {
-                return self.complete(position, Completion::Broke(Cause::Template, why, None));
-            }
+            Some(Err(why)) => return self.broke(position, Broke::new(Cause::Template, why)),
             None => return self.log_broken(position, "start"),
         };
         let stop = self.stop_of(position);
@@ -55,6 +58,7 @@ impl Drive {
             shared: Arc::clone(&self.shared),
             held: self.held.clone(),
             scope: self.scope.clone(),
+            position,
             request: self.request(position),
             output,
             stop,
@@ -63,7 +67,7 @@ impl Drive {
     }
 
     /// Creates the gate of a step. [`Effect::OpenGate`](crate::rules::run::Effect::OpenGate) opens it.
-    fn gate(&mut self, position: usize) -> Gate {
+    fn gate(&mut self, position: StepPosition) -> Gate {
         let (open, opened) = oneshot::channel();
         self.progress.steps.entry(position).or_default().gate = Some(open);
         let (held, host) = (self.held.clone(), Arc::clone(&self.shared.ports.host));
@@ -72,7 +76,7 @@ impl Drive {
     }
 
     /// Creates the output of a step.
-    fn output_of(&self, position: usize, spec: &StepSpec, stop: &StopSignal) -> Arc<Output> {
+    fn output_of(&self, position: StepPosition, spec: &StepSpec, stop: &StopSignal) -> Arc<Output> {
         let at_limit = self.at_limit(position, stop);
         let keeps_tail = self.pipeline().is_some_and(|pipeline| pipeline.on_error.is_some());
         Arc::new(Output::new(
@@ -86,7 +90,7 @@ impl Drive {
         ))
     }
 
-    fn at_limit(&self, position: usize, stop: &StopSignal) -> AtLimit {
+    fn at_limit(&self, position: StepPosition, stop: &StopSignal) -> AtLimit {
         match self.step(position).map(|step| step.on_log_limit) {
             Some(OnLogLimit::Fail) => AtLimit::Stop(stop.clone(), self.shared.options.kill_grace),
             Some(OnLogLimit::Discard) | None => AtLimit::Discard,
@@ -94,14 +98,13 @@ impl Drive {
     }
 
     /// Returns the values for a template: those of the start, and the failure for `on-error`.
-    fn template_values(&self, position: usize) -> Params {
+    fn template_values(&self, position: StepPosition) -> Params {
         let record = self.run.record();
         let mut values = template::values(&record.vars, &record.params);
-        let is_last = self.pipeline().is_some_and(|pipeline| position == pipeline.steps.len());
+        let is_last =
+            self.pipeline().is_some_and(|pipeline| position == pipeline.on_error_position());
         let Some(failed) = self.run.failed_step().filter(|_| is_last) else { return values };
-        let at = self
-            .pipeline()
-            .and_then(|pipeline| pipeline.steps.iter().position(|step| step.name == failed.name));
+        let at = self.pipeline().and_then(|pipeline| pipeline.position(&failed.name));
         let output = at.and_then(|at| self.progress.steps.get(&at)?.output.as_ref());
         let said = |stream| output.map(|output| output.tail(stream)).unwrap_or_default();
         let code = failed.exit_code.map_or_else(|| "-1".to_owned(), |code| code.to_string());
@@ -117,7 +120,10 @@ impl Drive {
     }
 
     /// Returns a step for its executor, and the rendering it still needs. An `Err` is a message.
-    fn spec(&self, position: usize) -> Option<Result<(StepSpec, Option<Rendering>), String>> {
+    fn spec(
+        &self,
+        position: StepPosition,
+    ) -> Option<Result<(StepSpec, Option<Rendering>), String>> {
         let (record, options) = (self.run.record(), &self.shared.options);
         let pipeline = record.pipeline.as_ref()?;
         let step = match job::filled(record, position)? {
@@ -160,7 +166,7 @@ impl Drive {
         env
     }
 
-    pub(super) fn upload(&mut self, position: usize) {
+    pub(super) fn upload(&mut self, position: StepPosition) {
         let artifact = self.step(position).and_then(|step| step.produces_artifact.clone());
         let left = self.progress.steps.get(&position).and_then(|step| step.left.clone());
         let (Some(artifact), Some(left)) = (artifact, left) else {
@@ -173,17 +179,16 @@ impl Drive {
         let (shared, scope) = (Arc::clone(&self.shared), self.scope.clone());
         let stop = self.progress.steps.entry(position).or_default().stop.clone();
         let forbidden = self.secrets.mask().forbidden();
-        self.begin(
-            Some(position),
-            Box::pin(operation::upload(shared, scope, left, names, artifact, (forbidden, stop))),
-        );
+        let sent = operation::upload(shared, scope, left, names, artifact, (forbidden, stop));
+        let uploaded = async move { sent.await.map(|()| Input::Uploaded(position).into()) };
+        self.begin(Some(position), Box::pin(uploaded));
     }
 
     /// Returns the specification of an ended step, reduced to what identifies it.
-    fn ended_step(&self, position: usize) -> Option<StepSpec> {
+    fn ended_step(&self, position: StepPosition) -> Option<StepSpec> {
         self.step(position).map(|step| StepSpec {
             name: step.name.clone(),
-            position,
+            position: position.index(),
             attempt: self.run.attempt(position),
             executor: step.executor,
             script: None,
@@ -202,7 +207,7 @@ impl Drive {
         })
     }
 
-    pub(super) fn push(&mut self, position: usize) {
+    pub(super) fn push(&mut self, position: StepPosition) {
         let kept = self.progress.kept.get(&position).cloned();
         if let (Some(step), Some(kept)) = (self.ended_step(position), kept)
             && self.shared.engine.checkpoints
@@ -212,18 +217,20 @@ impl Drive {
         }
     }
 
-    pub(super) fn commit(&mut self, position: usize) {
+    pub(super) fn commit(&mut self, position: StepPosition) {
         let left = self.progress.steps.get_mut(&position).and_then(|step| step.left.take());
         let (Some(spec), Some(left)) = (self.ended_step(position), left) else {
             return self.log_broken(position, "commit");
         };
         let (shared, scope) = (Arc::clone(&self.shared), self.scope.clone());
-        let kept = async move {
+        let committed = async move {
             match shared.ports.executor.checkpoint(&scope, left, &spec).await {
-                Ok(workspace) => Completion::Committed(workspace),
-                Err(cause) => operation::completion_of(&shared, &cause).await,
+                Ok(workspace) => {
+                    Ok(Completed::committed(position, workspace, shared.engine.id.clone()))
+                }
+                Err(cause) => Err(engine_failure(&shared, &cause).await),
             }
         };
-        self.begin(Some(position), Box::pin(kept));
+        self.begin(Some(position), Box::pin(committed));
     }
 }

@@ -6,25 +6,29 @@ use std::sync::Arc;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
+use protocol::id::StepPosition;
 use protocol::pipeline::{Graph, Pipeline, Step};
 use protocol::run::Cause;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
+use super::completion::{Completed, Interrupted, OperationError};
 use super::emitter::Emitter;
 use super::ledger::Ledger;
-use super::operation::Completion;
 use super::output::Budget;
 use super::progress::Progress;
 use super::push::Pushes;
 use super::run_secrets::RunSecrets;
 use crate::ports::{LoggerFeed, RunScope, StopSignal, Workspace};
-use crate::rules::run::{Input, Run};
+use crate::rules::run::{Broke, Input, Run};
+use crate::worker::heartbeat::Heartbeat;
 use crate::worker::lease::HeldLease;
 use crate::worker::shared::Shared;
 
 /// A run driven by this worker.
-pub(in crate::worker) struct Drive {
+pub(super) struct Drive {
     pub(super) shared: Arc<Shared>,
+    /// The heartbeat of the task that drives the run. Operations run in tasks of their own.
+    pub(super) heartbeat: Heartbeat,
     pub(super) run: Run,
     pub(super) ledger: Ledger,
     pub(super) emitter: Arc<Emitter>,
@@ -35,8 +39,8 @@ pub(in crate::worker) struct Drive {
     pub(super) held: HeldLease,
     /// The slot, which is released on drop.
     pub(super) slot: Option<OwnedSemaphorePermit>,
-    /// Operations in progress: for the step at a position, or for the whole run.
-    pub(super) doing: FuturesUnordered<OperationEnd>,
+    /// Operations in progress, for steps or for the whole run.
+    pub(super) doing: FuturesUnordered<Operation>,
     pub(super) graph: Graph,
     pub(super) progress: Progress,
     pub(super) secrets: RunSecrets,
@@ -55,42 +59,52 @@ pub(in crate::worker) struct Signals {
     pub(in crate::worker) tell: mpsc::UnboundedSender<Input>,
 }
 
-/// The completion of an operation.
-pub(super) type OperationEnd =
-    Pin<Box<dyn Future<Output = (Option<usize>, Completion)> + Send + Sync>>;
+/// An operation in progress.
+pub(super) type Operation =
+    Pin<Box<dyn Future<Output = Result<Completed, Interrupted>> + Send + Sync>>;
 
 impl Drive {
     pub(super) fn pipeline(&self) -> Option<&Pipeline> {
         self.run.record().pipeline.as_ref()
     }
 
-    pub(super) fn step(&self, position: usize) -> Option<&Step> {
+    pub(super) fn step(&self, position: StepPosition) -> Option<&Step> {
         self.pipeline()?.step(position)
     }
 
     /// Starts an operation for a step or for the whole run.
-    pub(super) fn begin(&mut self, at: Option<usize>, doing: BoxFuture<'static, Completion>) {
+    pub(super) fn begin(
+        &mut self,
+        at: Option<StepPosition>,
+        doing: BoxFuture<'static, Result<Completed, OperationError>>,
+    ) {
         let doing = self.shared.tasks.spawn(doing);
         let done = doing.map(move |done| {
-            let failed = |cause| format!("the worker's own code failed: {cause}");
-            (at, done.unwrap_or_else(|cause| Completion::Broke(Cause::Engine, failed(cause), None)))
+            let done = done.unwrap_or_else(|cause| {
+                let why = format!("the worker's own code failed: {cause}");
+                Err(Broke::new(Cause::Engine, why).into())
+            });
+            match done {
+                Ok(completed) => Ok(completed),
+                Err(OperationError::Broke(broke)) => Ok(Input::Broke(at, broke).into()),
+                Err(OperationError::Interrupted(cause)) => Err(cause),
+            }
         });
         self.doing.push(Box::pin(done));
     }
 
-    pub(super) fn log_broken(&mut self, position: usize, what: &str) {
+    pub(super) fn log_broken(&mut self, position: StepPosition, what: &str) {
         // The rules only order what was started before. This reports a wrong order.
-        let done = Completion::Broke(Cause::Engine, format!("nothing is there to {what}"), None);
-        self.complete(position, done);
+        self.broke(position, Broke::new(Cause::Engine, format!("nothing is there to {what}")));
     }
 
-    /// Completes an operation that was not started.
-    pub(super) fn complete(&mut self, position: usize, done: Completion) {
-        self.begin(Some(position), Box::pin(async move { done }));
+    /// Reports that an order for a step could not be carried out.
+    pub(super) fn broke(&mut self, position: StepPosition, broke: Broke) {
+        self.begin(Some(position), Box::pin(async move { Err(broke.into()) }));
     }
 
     /// Returns the workspace that a step starts from.
-    pub(super) fn on(&self, position: usize) -> Option<Workspace> {
+    pub(super) fn on(&self, position: StepPosition) -> Option<Workspace> {
         let progress = &self.progress;
         if let Some(on) = progress.steps.get(&position).and_then(|step| step.on.clone()) {
             return Some(on);
@@ -110,7 +124,7 @@ impl Drive {
     }
 
     /// Creates the stop signal of an attempt. A hand-over raises it only if the step may run again.
-    pub(super) fn stop_of(&mut self, position: usize) -> StopSignal {
+    pub(super) fn stop_of(&mut self, position: StepPosition) -> StopSignal {
         let may_repeat = self.step(position).is_none_or(Step::may_repeat);
         let stop = if may_repeat { self.signals.leave.part() } else { self.signals.stop.part() };
         self.progress.steps.entry(position).or_default().stop = stop.clone();

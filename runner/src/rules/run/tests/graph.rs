@@ -24,8 +24,8 @@ fn in_the_middle(more: &str) -> Run {
     run
 }
 
-fn failed(position: usize) -> Input {
-    Input::Exited(position, Exited { code: 3, ..Exited::default() })
+fn failed(index: usize) -> Input {
+    Input::Exited(at(index), Exited { code: 3, ..Exited::default() })
 }
 
 fn in_mode(mut run: Run, mode: FailureMode) -> Run {
@@ -103,11 +103,11 @@ fn the_state_of_a_step_that_is_allowed_to_fail_is_used_by_its_successors() {
 #[test]
 fn a_step_that_times_out_is_ended_alone_and_retried() {
     let mut run = in_the_middle(r#", "timeout": "1m", "retry": {"attempts": 2}"#);
-    assert_eq!(words(&run.on(NOW, Input::Expired(Timer::Step(2)))), ["interruptstep(2)"]);
+    assert_eq!(words(&run.on(NOW, Input::Expired(Timer::Step(at(2))))), ["interruptstep(2)"]);
     let orders = words(&run.on(NOW, failed(2)));
     assert!(orders.contains(&"StepRetry".to_owned()), "{orders:?}");
-    drop(run.on(NOW, Input::Expired(Timer::Retry(2))));
-    drop(run.on(NOW, Input::Expired(Timer::Step(2))));
+    drop(run.on(NOW, Input::Expired(Timer::Retry(at(2)))));
+    drop(run.on(NOW, Input::Expired(Timer::Step(at(2)))));
     let last = words(&run.on(NOW, failed(2)));
     assert_eq!(last.last().unwrap(), "interruptstep(1)", "{last:?}");
     drop(run.on(NOW, failed(1)));

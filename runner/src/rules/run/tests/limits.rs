@@ -12,7 +12,7 @@ fn a_step_that_hit_its_limit_is_reported_as_such() {
         let mut run = run(LIMITED);
         drop(run.begin(NOW));
         drop(run.on(NOW, Input::Prepared));
-        drop(run.on(NOW, Input::Exited(0, Exited { code, ..Exited::default() })));
+        drop(run.on(NOW, Input::Exited(at(0), Exited { code, ..Exited::default() })));
         assert_eq!(run.record().cause, Some(Cause::ExitCode));
         let message = run.record().message.clone().unwrap();
         assert!(message.ends_with(said), "{message}");

@@ -55,13 +55,17 @@ fn hand_over_asked() -> Input {
     Input::HandOverAsked { grace: Duration::from_secs(10) }
 }
 
-fn committed(position: usize, image: &str) -> Input {
-    Input::Committed { position, image: image.into(), engine: "e".into() }
+fn at(index: usize) -> StepPosition {
+    StepPosition::new(index)
+}
+
+fn committed(index: usize, image: &str) -> Input {
+    Input::Committed { position: at(index), image: image.into(), engine: "e".into() }
 }
 
 /// The fact that a step's command exited with 0.
-fn exited(position: usize) -> Input {
-    Input::Exited(position, Exited::default())
+fn exited(index: usize) -> Input {
+    Input::Exited(at(index), Exited::default())
 }
 
 #[test]
@@ -112,14 +116,14 @@ fn a_resource_is_fetched_once_and_an_artifact_is_uploaded_before_the_commit() {
         words(&run.on(NOW, Input::Prepared))[1..],
         ["save running", "PipelineRunning", "ResourceFetch", "fetch(0)"]
     );
-    assert_eq!(words(&run.on(NOW, Input::Fetched(0)))[0], "start(0)");
+    assert_eq!(words(&run.on(NOW, Input::Fetched(at(0))))[0], "start(0)");
     drop(run.on(NOW, exited(0)));
     assert_eq!(words(&run.on(NOW, committed(0, "i")))[0], "start(1)");
     assert_eq!(
         words(&run.on(NOW, exited(1))),
         ["canceltimer(step(1))", "ArtifactUpload", "upload(1)"]
     );
-    assert_eq!(words(&run.on(NOW, Input::Uploaded(1))), ["commit(1)"]);
+    assert_eq!(words(&run.on(NOW, Input::Uploaded(at(1)))), ["commit(1)"]);
 }
 
 #[test]
@@ -127,7 +131,7 @@ fn a_failing_step_stops_the_run_and_its_exit_code_is_reported() {
     let mut run = run(TWO);
     drop(run.begin(NOW));
     drop(run.on(NOW, Input::Prepared));
-    let list = run.on(NOW, Input::Exited(0, Exited { code: 3, ..Exited::default() }));
+    let list = run.on(NOW, Input::Exited(at(0), Exited { code: 3, ..Exited::default() }));
     assert_eq!(
         words(&list),
         ["canceltimer(step(0))", "discard(0)", "save running", "StepCompleted", "finish"]
@@ -156,17 +160,14 @@ fn a_broken_step_reports_its_byte_counts_and_the_exit_code_of_its_command() {
     let mut run = run(RICH);
     drop(run.begin(NOW));
     drop(run.on(NOW, Input::Prepared));
-    drop(run.on(NOW, Input::Fetched(0)));
-    drop(run.on(NOW, Input::Exited(0, Exited { stdout_bytes: 920, ..Exited::default() })));
+    drop(run.on(NOW, Input::Fetched(at(0))));
+    drop(run.on(NOW, Input::Exited(at(0), Exited { stdout_bytes: 920, ..Exited::default() })));
     assert_eq!(completed(&run.on(NOW, committed(0, "i0"))), Some((Some(0), 920)));
-    let broke = |at, said| Input::Broke {
-        at: Some(at),
-        cause: Cause::Artifact,
-        message: "x".into(),
-        exit_code: None,
-        said,
+    let broke = |index, output_bytes| {
+        let broke = Broke { output_bytes, ..Broke::new(Cause::Artifact, "x".into()) };
+        Input::Broke(Some(at(index)), broke)
     };
-    drop(run.on(NOW, Input::Exited(1, Exited { stdout_bytes: 7, ..Exited::default() })));
+    drop(run.on(NOW, Input::Exited(at(1), Exited { stdout_bytes: 7, ..Exited::default() })));
     assert_eq!(completed(&run.on(NOW, broke(1, None))), Some((Some(0), 7)), "the upload broke");
     let mut run = self::run(TWO);
     drop(run.begin(NOW));
@@ -184,11 +185,11 @@ fn a_stop_takes_effect_in_every_state_and_the_run_ends_stopped() {
     let before: [&[Input]; 5] = [
         &[],
         &[Input::Prepared],
-        &[Input::Prepared, Input::Fetched(0)],
+        &[Input::Prepared, Input::Fetched(at(0))],
         &[
             Input::Prepared,
-            Input::Fetched(0),
-            Input::Exited(0, Exited { code: 0, oom: false, stdout_bytes: 0, stderr_bytes: 0 }),
+            Input::Fetched(at(0)),
+            Input::Exited(at(0), Exited { code: 0, oom: false, stdout_bytes: 0, stderr_bytes: 0 }),
         ],
         &[Input::Prepared],
     ];
@@ -202,8 +203,8 @@ fn a_stop_takes_effect_in_every_state_and_the_run_ends_stopped() {
         assert!(run.on(NOW, stop()).is_empty(), "a second stop says nothing");
         let end = [
             Input::Prepared,
-            Input::Fetched(0),
-            Input::Exited(0, Exited { code: 143, ..Exited::default() }),
+            Input::Fetched(at(0)),
+            Input::Exited(at(0), Exited { code: 143, ..Exited::default() }),
             committed(0, "i"),
         ];
         let finishes = end
@@ -221,9 +222,9 @@ fn a_step_that_takes_too_long_fails_with_timeout() {
     let mut run = run(TWO);
     drop(run.begin(NOW));
     drop(run.on(NOW, Input::Prepared));
-    assert!(run.on(NOW, Input::Expired(Timer::Step(1))).is_empty(), "not this step's timer");
-    assert_eq!(words(&run.on(NOW, Input::Expired(Timer::Step(0)))), ["interruptstep(0)"]);
-    drop(run.on(NOW, Input::Exited(0, Exited { code: 137, ..Exited::default() })));
+    assert!(run.on(NOW, Input::Expired(Timer::Step(at(1)))).is_empty(), "not this step's timer");
+    assert_eq!(words(&run.on(NOW, Input::Expired(Timer::Step(at(0))))), ["interruptstep(0)"]);
+    drop(run.on(NOW, Input::Exited(at(0), Exited { code: 137, ..Exited::default() })));
     assert_eq!((run.record().status, run.record().cause), (Status::Failed, Some(Cause::Timeout)));
 }
 
@@ -241,7 +242,7 @@ const FORKED: &str = r#"[{"name": "0", "cmd": "a", "needs": []},
     {"name": "3", "cmd": "d", "needs": ["1", "2"], "from": "1", "when": "ended"}]"#;
 
 fn any_input() -> impl Strategy<Value = Input> {
-    let at = || 0usize..4;
+    let at = || (0usize..4).prop_map(StepPosition::new);
     let exited = (at(), prop_oneof![4 => Just(0), 1 => any::<i32>()], any::<bool>(), 0u8..8);
     prop_oneof![
         4 => Just(Input::Prepared),
@@ -250,13 +251,9 @@ fn any_input() -> impl Strategy<Value = Input> {
             Input::Exited(at, Exited { code, oom: oom && rare == 0, ..Exited::default() })
         }),
         4 => at().prop_map(Input::Uploaded),
-        9 => at().prop_map(|at| committed(at, "sha256:1")),
-        1 => prop::option::of(at()).prop_map(|at| Input::Broke {
-            at,
-            cause: Cause::Engine,
-            message: "x".into(),
-            exit_code: None,
-            said: None,
+        9 => (0usize..4).prop_map(|index| committed(index, "sha256:1")),
+        1 => prop::option::of(at()).prop_map(|at| {
+            Input::Broke(at, Broke::new(Cause::Engine, "x".into()))
         }),
         1 => Just(Input::StopAsked(StopWhy::User { reason: None })),
         1 => Just(Input::StopAsked(StopWhy::Shutdown)),
@@ -305,17 +302,20 @@ fn nothing_runs_unrecorded(all: &[Effect], run: &Run) {
                 saved.clone_from(&record.steps);
             }
             Effect::OpenGate(position) => {
-                let of = |at: usize| saved.iter().find(|it| it.name == pipeline.steps[at].name);
+                let of = |at: StepPosition| {
+                    saved.iter().find(|it| it.name == pipeline.steps[at.index()].name)
+                };
                 let own = of(*position).expect("it is recorded");
                 assert_eq!(own.status, StepStatus::Started);
                 assert!(!opened.contains(&(*position, own.attempt)), "an attempt runs once");
                 opened.push((*position, own.attempt));
                 for needed in graph.needs(*position) {
                     let status = of(*needed).map(|it| it.status);
-                    let usual = pipeline.steps[*position].when == protocol::pipeline::When::Passed;
+                    let usual =
+                        pipeline.steps[position.index()].when == protocol::pipeline::When::Passed;
                     let is_good = status == Some(StepStatus::Passed)
                         || (status == Some(StepStatus::Failed)
-                            && (pipeline.steps[*needed].allow_failure || !usual));
+                            && (pipeline.steps[needed.index()].allow_failure || !usual));
                     assert!(is_good, "step {position} runs with {needed} {status:?}");
                 }
             }
@@ -363,6 +363,6 @@ fn had() -> Input {
     Input::Adopted { missing: Vec::new() }
 }
 
-fn lost(position: usize) -> Input {
-    Input::Adopted { missing: vec![position] }
+fn lost(index: usize) -> Input {
+    Input::Adopted { missing: vec![at(index)] }
 }

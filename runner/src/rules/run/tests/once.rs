@@ -15,11 +15,11 @@ const RETRIED: &str = r#"[{"name": "call", "cmd": "a", "executor": "ssh",
 const PATIENT: &str = r#"[{"name": "call", "cmd": "a", "executor": "ssh", "kill-grace": "5m"}]"#;
 
 fn overdue() -> Input {
-    Input::Expired(Timer::HandOver(0))
+    Input::Expired(Timer::HandOver(at(0)))
 }
 
 fn ends_with(code: i32) -> Input {
-    Input::Exited(0, Exited { code, ..Exited::default() })
+    Input::Exited(at(0), Exited { code, ..Exited::default() })
 }
 
 /// A run that is handed over while its first step runs.
@@ -81,13 +81,7 @@ fn a_call_that_is_still_running_after_the_drain_ends_its_run_lost() {
 fn a_call_that_breaks_after_the_drain_ends_its_run_lost_too() {
     let (mut run, _) = handed_over(CALLS);
     drop(run.on(NOW, overdue()));
-    let broke = Input::Broke {
-        at: Some(0),
-        cause: Cause::Engine,
-        message: "gone".into(),
-        exit_code: None,
-        said: None,
-    };
+    let broke = Input::Broke(Some(at(0)), Broke::new(Cause::Engine, "gone".into()));
     assert_eq!(words(&run.on(NOW, broke)).last().map(String::as_str), Some("finish"));
     assert_eq!(run.record().cause, Some(Cause::Lost));
 }
@@ -132,7 +126,8 @@ fn a_call_that_is_due_for_a_retry_is_retried_by_the_next_owner() {
 #[test]
 fn a_step_in_parallel_to_a_call_is_interrupted_and_runs_again() {
     let (mut run, _) = handed_over(BESIDE);
-    let given_up = words(&run.on(NOW, Input::Exited(1, Exited { code: 143, ..Exited::default() })));
+    let given_up =
+        words(&run.on(NOW, Input::Exited(at(1), Exited { code: 143, ..Exited::default() })));
     assert_eq!(given_up, ["canceltimer(step(1))", "discard(1)"], "the call still runs");
     assert_eq!(words(&run.on(NOW, ends_with(0))).last().map(String::as_str), Some("release"));
     let statuses: Vec<StepStatus> = run.record().steps.iter().map(|step| step.status).collect();
@@ -144,7 +139,8 @@ fn an_overdue_call_ends_its_run_once_parallel_steps_have_ended() {
     let (mut run, _) = handed_over(BESIDE);
     drop(run.on(NOW, overdue()));
     drop(run.on(NOW, ends_with(137)));
-    let ended = words(&run.on(NOW, Input::Exited(1, Exited { code: 143, ..Exited::default() })));
+    let ended =
+        words(&run.on(NOW, Input::Exited(at(1), Exited { code: 143, ..Exited::default() })));
     assert_eq!(ended, ["canceltimer(step(1))", "discard(1)", "finish"]);
     assert_eq!(run.record().cause, Some(Cause::Lost));
 }

@@ -66,7 +66,7 @@ fn a_run_without_a_committed_step_restarts_from_its_first_step() {
         ["prepare", "save running", "PipelineRunResumed", "ImagePull", "settimer(run, 3599s)"]
     );
     assert!(words(&run.on(NOW, Input::Prepared)).contains(&"ResourceFetch".to_owned()));
-    drop(run.on(NOW, Input::Fetched(0)));
+    drop(run.on(NOW, Input::Fetched(at(0))));
     assert_eq!(run.record().steps[0].attempt, 2);
     assert_eq!(run.record().status, Status::Running, "no status is left for an earlier one");
 }
@@ -122,6 +122,6 @@ fn a_stop_takes_precedence_over_a_hand_over() {
     drop(run.on(NOW, hand_over_asked()));
     let asked = Input::StopAsked(StopWhy::User { reason: None });
     assert_eq!(words(&run.on(NOW, asked)), ["interrupt", "PipelineStopping"]);
-    drop(run.on(NOW, Input::Exited(0, Exited { code: 143, ..Exited::default() })));
+    drop(run.on(NOW, Input::Exited(at(0), Exited { code: 143, ..Exited::default() })));
     assert_eq!((run.record().status, run.record().released.clone()), (Status::Stopped, None));
 }

@@ -7,13 +7,15 @@ use super::*;
 const THRICE: &str = r#"[{"name": "0", "cmd": "a", "retry": {"attempts": 3, "delay": "10s"}}]"#;
 
 fn failing() -> Input {
-    Input::Exited(0, Exited { code: 7, ..Exited::default() })
+    Input::Exited(at(0), Exited { code: 7, ..Exited::default() })
 }
 
 /// Returns the delay of the retry timer in a list of orders.
 fn wait_of(effects: &[Effect]) -> Option<u128> {
     effects.iter().find_map(|effect| match effect {
-        Effect::SetTimer(Timer::Retry(0), wait) => Some(wait.as_millis()),
+        Effect::SetTimer(Timer::Retry(position), wait) if *position == at(0) => {
+            Some(wait.as_millis())
+        }
         _ => None,
     })
 }
@@ -29,12 +31,12 @@ fn a_step_is_retried_up_to_its_limit_with_growing_delays() {
         words(&first)[..5],
         ["canceltimer(step(0))", "discard(0)", "save running", "StepCompleted", "StepRetry"]
     );
-    let again = words(&run.on(NOW, Input::Expired(Timer::Retry(0))));
+    let again = words(&run.on(NOW, Input::Expired(Timer::Retry(at(0)))));
     assert_eq!(again, ["start(0)", "save running", "StepStarted", "opengate(0)"]);
     assert_eq!((run.record().steps.len(), run.record().steps[0].attempt), (1, 2));
     let second = run.on(NOW, failing());
     assert!(wait_of(&second).is_some_and(|wait| (20_000..22_000).contains(&wait)), "{second:?}");
-    drop(run.on(NOW, Input::Expired(Timer::Retry(0))));
+    drop(run.on(NOW, Input::Expired(Timer::Retry(at(0)))));
     assert_eq!(words(&run.on(NOW, failing())).last().unwrap(), "finish");
     let record = run.record();
     assert_eq!((record.status, record.cause), (Status::Failed, Some(Cause::RetriesExhausted)));
@@ -47,7 +49,7 @@ fn a_step_can_be_retried_with_a_constant_delay() {
     drop(run.begin(NOW));
     drop(run.on(NOW, Input::Prepared));
     assert_eq!(wait_of(&run.on(NOW, failing())), Some(10_000));
-    drop(run.on(NOW, Input::Expired(Timer::Retry(0))));
+    drop(run.on(NOW, Input::Expired(Timer::Retry(at(0)))));
     assert_eq!(wait_of(&run.on(NOW, failing())), Some(10_000));
 }
 
@@ -57,7 +59,7 @@ fn a_step_that_passes_on_a_retry_has_passed() {
     drop(run.begin(NOW));
     drop(run.on(NOW, Input::Prepared));
     drop(run.on(NOW, failing()));
-    drop(run.on(NOW, Input::Expired(Timer::Retry(0))));
+    drop(run.on(NOW, Input::Expired(Timer::Retry(at(0)))));
     drop(run.on(NOW, exited(0)));
     assert_eq!(words(&run.on(NOW, committed(0, "i"))).last().unwrap(), "finish");
     assert_eq!((run.record().status, run.record().steps[0].attempt), (Status::Passed, 2));
@@ -72,7 +74,7 @@ fn a_stop_does_not_wait_for_the_next_attempt() {
     let asked = Input::StopAsked(StopWhy::User { reason: None });
     assert_eq!(words(&run.on(NOW, asked)), ["PipelineStopping", "finish"]);
     assert_eq!(run.record().status, Status::Stopped);
-    assert!(run.on(NOW, Input::Expired(Timer::Retry(0))).is_empty());
+    assert!(run.on(NOW, Input::Expired(Timer::Retry(at(0)))).is_empty());
 }
 
 /// A run whose worker was lost in the first attempt of its only step, resumed by the next owner.
@@ -132,7 +134,7 @@ fn an_owner_that_dies_before_the_next_attempt_adds_none() {
     let (mut third, _) = resumed(saved, false);
     let orders = words(&third.on(NOW, Input::Prepared));
     assert!(orders.iter().any(|order| order == "start(0)"), "{orders:?}");
-    assert_eq!(third.attempt(0), 3);
+    assert_eq!(third.attempt(at(0)), 3);
     assert!(third.record().attempts.is_empty(), "the step has a record now");
     drop(third.on(NOW, failing()));
     assert_eq!(third.record().cause, Some(Cause::RetriesExhausted), "there is no fourth attempt");

@@ -7,13 +7,13 @@ use protocol::id::RunId;
 use protocol::names;
 use protocol::pipeline::{Mount, MountSource};
 
-use super::records::RunKeys;
+use super::records::{RunKey, RunKeys, RunTxn as _};
 use super::shared::Shared;
 use crate::ports::{StoreError, Txn};
 
 /// What each run that has not ended names. It never changes during a run.
 #[derive(Debug, Default)]
-pub(super) struct NamedByRuns(HashMap<RunId, Named>);
+pub(super) struct ImagesInUse(HashMap<RunId, Named>);
 
 #[derive(Debug)]
 struct Named {
@@ -32,7 +32,7 @@ impl Named {
     }
 }
 
-impl NamedByRuns {
+impl ImagesInUse {
     /// Reads the runs that are open now.
     pub(super) async fn look(&mut self, shared: &Shared) -> Result<(), StoreError> {
         let store = &shared.ports.store;
@@ -44,7 +44,7 @@ impl NamedByRuns {
             if self.0.contains_key(&run) {
                 continue;
             }
-            let look = Txn::new().read(names::run_key(&run)).read(names::definition_key(&run));
+            let look = Txn::new().read_keys(&run, &[RunKey::Record, RunKey::Definition]);
             let keys = RunKeys::of(&run, &store.txn(look).await?);
             let Some(record) = keys.record else { continue };
             let definition = keys.definition.as_ref().map(|definition| &*definition.value);
