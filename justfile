@@ -8,16 +8,16 @@ check:
 
 # Run the tests that need no services.
 test *ARGS:
-    cargo test --package protocol --package runner {{ ARGS }}
+    cargo test --package protocol --package runner --package test-support {{ ARGS }}
 
 # Run the integration tests, with services started for them and stopped afterwards.
 it *ARGS:
-    scripts/test --package integration-tests {{ ARGS }}
+    scripts/test --package integration-tests --package rig {{ ARGS }}
 
 # Run the integration tests against both sets of versions: this machine's and Debian 13's.
 matrix *ARGS:
-    scripts/test --package integration-tests --no-fail-fast {{ ARGS }}
-    scripts/test --suite trixie --package integration-tests --no-fail-fast {{ ARGS }}
+    scripts/test --package integration-tests --package rig --no-fail-fast {{ ARGS }}
+    scripts/test --suite trixie --package integration-tests --package rig --no-fail-fast {{ ARGS }}
 
 # Play seeded histories of whole clusters: `just sim` plays some thousands, `just sim SEED=7` one
 # and prints what happens, `just sim HISTORIES=1000000` this many (optimised).

@@ -6,15 +6,15 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use integration_tests::services::{OwnServices, Vhost};
 use protocol::names;
 use protocol::run::{Cause, Status};
 use runner::cluster::{AmqpEvents, AmqpOptions, AmqpQueue, Etcd};
-use runner::exec::scripted::Scripted;
 use runner::ports::{Executor, NoSecrets, Ports, Route};
 use runner::worker::RenderInline;
-use runner::worker::suite::{MakePorts, Rig, new_node, options, until};
 use runner::{host, transfer};
+use test_support::scripted::Scripted;
+use test_support::services::{OwnServices, Vhost};
+use test_support::worker_suite::{MakePorts, Rig, new_node, options, until};
 
 async fn rig(own: &OwnServices) -> (Rig, Arc<Vhost>) {
     let services = own.services().clone();

@@ -5,13 +5,13 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use integration_tests::engine::{Api, Bench, shell, step};
-use integration_tests::services::{OwnServices, Services};
 use protocol::pipeline::{ExecutorKind, PullPolicy};
 use protocol::time::Millis;
 use runner::exec::access::{Granted, HostAccess};
 use runner::exec::podman::Options;
 use runner::ports::{BaseImage, ExecError, Images as _, StepSpec, Steps as _, Workspace};
+use test_support::engine::{Api, Bench, shell, step};
+use test_support::services::{OwnServices, Services};
 
 const REGISTRY: &[&str] = &[
     "CONTAINER_ENGINE_URL",
@@ -31,7 +31,7 @@ struct Pulled {
 
 impl Pulled {
     async fn new() -> Option<Self> {
-        let services = Services::of_environment(REGISTRY)?;
+        let services = Services::from_env(REGISTRY)?;
         let host = services.get("BOB_TEST_REGISTRY");
         let name = format!("{host}/t-{}:good", uuid::Uuid::new_v4());
         let api = Api::of(services.get("CONTAINER_ENGINE_URL"));
@@ -46,7 +46,7 @@ impl Pulled {
         let base = maker.prepare().await;
         let line = format!("echo {} > /made", uuid::Uuid::new_v4());
         let (ran, _) = maker.step(&base, &shell(0, &line)).await;
-        let Workspace::Container { id, .. } = &ran.left else { panic!("{:?}", ran.left) };
+        let Workspace::Container { id, .. } = &ran.workspace else { panic!("{:?}", ran.workspace) };
         let local = format!("localhost/made-{}", uuid::Uuid::new_v4());
         self.api.commit(id, Some(&local), &[change, "LABEL bob.run="]).await;
         let user = self.services.get("BOB_TEST_REGISTRY_USER");
@@ -108,7 +108,7 @@ async fn a_pulled_image_is_removed_only_once_nothing_uses_it() {
     let (ran, _) = run.step(&on, &step(0, &["true"])).await;
     assert!(image.known(&id, &[], 1006).await.in_use, "a container uses it");
     assert!(!run.podman.remove_base(&base).await.unwrap());
-    run.podman.checkpoint(&run.run, ran.left, &step(0, &["true"])).await.unwrap();
+    run.podman.checkpoint(&run.run, ran.workspace, &step(0, &["true"])).await.unwrap();
     run.podman.clear(&run.run.run).await.unwrap();
     assert!(image.known(&id, &[], 1006).await.in_use, "the image of a step is based on it");
     assert!(!run.podman.remove_base(&base).await.unwrap());
@@ -200,7 +200,7 @@ async fn no_volume_is_created_for_an_image_that_declares_one() {
 
 #[tokio::test]
 async fn the_measured_disk_is_the_one_that_the_engine_writes_to() {
-    let Some(bench) = Bench::of_environment() else { return };
+    let Some(bench) = Bench::from_env() else { return };
     let disk = bench.podman.disk().await.unwrap().unwrap();
     assert!(disk.total > 0 && disk.free <= disk.total, "{disk:?}");
     assert!(bench.podman.disk().await.unwrap().unwrap().total == disk.total);
@@ -214,7 +214,7 @@ async fn the_measured_disk_is_the_one_that_the_engine_writes_to() {
 
 #[tokio::test]
 async fn a_shared_volume_is_removed_unless_a_container_uses_it() {
-    let Some(services) = Services::of_environment(REGISTRY) else { return };
+    let Some(services) = Services::from_env(REGISTRY) else { return };
     let access = HostAccess { granted: Some(Granted::default()), ..HostAccess::default() };
     let options = Options { access, ..Options::new(services.get("CONTAINER_ENGINE_URL")) };
     let bench = Bench::new(&options, services.get("BOB_TEST_IMAGE"));
@@ -232,7 +232,7 @@ async fn a_shared_volume_is_removed_unless_a_container_uses_it() {
     };
     for name in [&names[0], &names[1], &names[2], &names[0]] {
         let (ran, _) = bench.step(&base, &job(0, name, "echo x > /v/x")).await;
-        bench.podman.discard(&bench.run, ran.left).await;
+        bench.podman.discard(&bench.run, ran.workspace).await;
     }
     let listed = async || {
         let listed = bench.podman.shared_volumes().await.unwrap();
@@ -243,7 +243,7 @@ async fn a_shared_volume_is_removed_unless_a_container_uses_it() {
     let api = Api::of(&bench.url);
     tokio::select! {
         ended = bench.try_step(&base, &used) => panic!("the step ended: {ended:?}"),
-        () = integration_tests::engine::until("a step that runs", || api.runs(&bench.run.run)) => {}
+        () = test_support::engine::until("a step that runs", || api.runs(&bench.run.run)) => {}
     }
     assert!(!bench.podman.remove_shared_volume(&names[0]).await.unwrap(), "it is in use");
     bench.destroy().await;

@@ -5,14 +5,14 @@
 use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::stream;
-use integration_tests::engine::{Api, Bench, collect, files_of, shell, step, tar_of};
-use integration_tests::services::Services;
 use protocol::pipeline::{PullPolicy, Shell, Vars};
 use runner::exec::podman::Options;
 use runner::ports::{
     ByteStream, ExecError, Images as _, Script, StepSpec, Steps as _, StopLevel, Workspace,
 };
 use serde_json::json;
+use test_support::engine::{Api, Bench, collect, files_of, shell, step, tar_of};
+use test_support::services::Services;
 
 fn stream_of(bytes: Vec<u8>) -> ByteStream {
     stream::iter([Ok(Bytes::from(bytes))]).boxed()
@@ -25,7 +25,9 @@ async fn odd_image(bench: &Bench, name: Option<&str>) -> String {
                 printf '#!/bin/sh\\necho entry; exec \"$@\"\\n' > /entry; chmod 755 /entry";
     let (outcome, _) = bench.step(&base, &shell(0, line)).await;
     #[expect(clippy::panic, reason = "a test may panic")]
-    let Workspace::Container { id, .. } = &outcome.left else { panic!("{:?}", outcome.left) };
+    let Workspace::Container { id, .. } = &outcome.workspace else {
+        panic!("{:?}", outcome.workspace)
+    };
     let changes = [
         "ENV GREETING=hello",
         "ENTRYPOINT [\"/entry\"]",
@@ -41,7 +43,7 @@ async fn odd_image(bench: &Bench, name: Option<&str>) -> String {
 
 #[tokio::test]
 async fn the_settings_of_the_base_image_apply_to_every_step() {
-    let Some(maker) = Bench::of_environment() else { return };
+    let Some(maker) = Bench::from_env() else { return };
     let name = format!("localhost/odd-{}", uuid::Uuid::new_v4());
     odd_image(&maker, Some(&name)).await;
     let bench = Bench::new(&Options::new(&maker.url), &name);
@@ -70,7 +72,7 @@ fn script(position: usize, program: &str) -> StepSpec {
 
 #[tokio::test]
 async fn a_script_ignores_the_images_entrypoint_and_a_step_can_set_its_own() {
-    let Some(maker) = Bench::of_environment() else { return };
+    let Some(maker) = Bench::from_env() else { return };
     let api = Api::of(&maker.url);
     let name = format!("localhost/entry-{}:latest", uuid::Uuid::new_v4());
     for (entrypoint, command_code) in [("[\"sh\",\"-c\"]", 0), ("[\"true\"]", 0), ("[]", 4)] {
@@ -94,13 +96,13 @@ async fn a_script_ignores_the_images_entrypoint_and_a_step_can_set_its_own() {
         ] {
             let (outcome, _) = bench.step(&workspace, &step).await;
             assert_eq!(outcome.exit.code, code, "{entrypoint}: {:?} {:?}", step.words, step.script);
-            bench.podman.discard(&bench.run, outcome.left).await;
+            bench.podman.discard(&bench.run, outcome.workspace).await;
         }
         // The entrypoint of one step does not affect the next one.
         workspace = bench.pass(&workspace, &script(1, "echo made > /made")).await.0;
         let (outcome, _) = bench.step(&workspace, &script(2, "[ -e /made ] && exit 5")).await;
         assert_eq!(outcome.exit.code, 5, "{entrypoint}");
-        bench.podman.discard(&bench.run, outcome.left).await;
+        bench.podman.discard(&bench.run, outcome.workspace).await;
         bench.destroy().await;
         api.remove_image(&name).await;
     }
@@ -108,7 +110,7 @@ async fn a_script_ignores_the_images_entrypoint_and_a_step_can_set_its_own() {
 
 #[tokio::test]
 async fn the_image_of_a_step_has_the_configuration_of_the_base_image() {
-    let Some(maker) = Bench::of_environment() else { return };
+    let Some(maker) = Bench::from_env() else { return };
     let api = Api::of(&maker.url);
     let name = format!("localhost/configured-{}:latest", uuid::Uuid::new_v4());
     let dockerfile = format!(
@@ -160,7 +162,7 @@ async fn the_image_of_a_step_has_the_configuration_of_the_base_image() {
 
 #[tokio::test]
 async fn files_in_a_declared_volume_of_the_image_are_committed() {
-    let Some(maker) = Bench::of_environment() else { return };
+    let Some(maker) = Bench::from_env() else { return };
     let name = format!("localhost/odd-{}", uuid::Uuid::new_v4());
     odd_image(&maker, Some(&name)).await;
     let bench = Bench::new(&Options::new(&maker.url), &name);
@@ -176,7 +178,7 @@ async fn files_in_a_declared_volume_of_the_image_are_committed() {
 
 #[tokio::test]
 async fn an_untagged_base_image_outlives_the_run_that_used_it() {
-    let Some(maker) = Bench::of_environment() else { return };
+    let Some(maker) = Bench::from_env() else { return };
     let id = odd_image(&maker, None).await;
     let bench = Bench::new(&Options::new(&maker.url), &id);
     let base = bench.prepare().await;
@@ -190,7 +192,7 @@ async fn an_untagged_base_image_outlives_the_run_that_used_it() {
 
 #[tokio::test]
 async fn a_missing_image_is_reported_with_its_name_and_the_reason() {
-    let Some(mut bench) = Bench::of_environment() else { return };
+    let Some(mut bench) = Bench::from_env() else { return };
     bench.run.image = "localhost/no-such-image:1".into();
     bench.run.pull = PullPolicy::Never;
     let message = bench.podman.prepare(&bench.run, &bench.stop).await.unwrap_err().to_string();
@@ -221,7 +223,7 @@ struct Registry {
 impl Registry {
     /// Pushes the base image to a registry under a unique name that the engine does not have.
     async fn with_image(variable: &str) -> Option<Self> {
-        let services = Services::of_environment(REGISTRY_VARIABLES)?;
+        let services = Services::from_env(REGISTRY_VARIABLES)?;
         let host = services.get(variable).to_owned();
         let name = format!("{host}/t-{}:good", uuid::Uuid::new_v4());
         let registry = Self { services, host, name, auth: tempfile::tempdir().unwrap() };
@@ -343,7 +345,7 @@ async fn a_registry_that_is_down_or_has_no_tls_is_reported_as_such() {
 
 #[tokio::test]
 async fn a_stop_during_an_image_pull_takes_effect_at_once() {
-    let Some(bench) = Bench::of_environment() else { return };
+    let Some(bench) = Bench::from_env() else { return };
     // A registry that accepts the connection and never answers.
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let host = listener.local_addr().unwrap().to_string();
@@ -361,7 +363,7 @@ async fn a_stop_during_an_image_pull_takes_effect_at_once() {
 
 #[tokio::test]
 async fn a_resource_is_unpacked_for_later_steps() {
-    let Some(bench) = Bench::of_environment() else { return };
+    let Some(bench) = Bench::from_env() else { return };
     let base = bench.prepare().await;
     let tar = stream_of(tar_of("src/note.txt", b"mounted\n").await);
     let workspace = bench.podman.import(&bench.run, &base, "/root", tar).await.unwrap();
@@ -380,7 +382,7 @@ async fn a_resource_is_unpacked_for_later_steps() {
 
 #[tokio::test]
 async fn a_truncated_or_invalid_archive_is_reported_as_an_error_of_the_resource() {
-    let Some(bench) = Bench::of_environment() else { return };
+    let Some(bench) = Bench::from_env() else { return };
     let base = bench.prepare().await;
     let partial = tar_of("src/note.txt", &[b'x'; 5000]).await[..2000].to_vec();
     let truncated =
@@ -399,20 +401,20 @@ async fn a_truncated_or_invalid_archive_is_reported_as_an_error_of_the_resource(
 
 #[tokio::test]
 async fn an_artifact_path_is_relative_to_the_directory_of_its_step() {
-    let Some(bench) = Bench::of_environment() else { return };
+    let Some(bench) = Bench::from_env() else { return };
     let base = bench.prepare().await;
     let line = "mkdir -p out/deep; echo one > out/a; echo two > out/deep/b; echo three > /tmp/c";
     let spec = StepSpec { work_dir: Some("/root".into()), ..shell(0, line) };
     let (outcome, _) = bench.step(&base, &spec).await;
     let export_files = async |path: &str| {
-        let tar = bench.podman.export(&bench.run, &outcome.left, path).await.unwrap();
+        let tar = bench.podman.export(&bench.run, &outcome.workspace, path).await.unwrap();
         files_of(&collect(tar).await).await
     };
     assert_eq!(export_files("out/a").await, [("a".to_owned(), b"one\n".to_vec())]);
     assert_eq!(export_files("/tmp/c").await, [("c".to_owned(), b"three\n".to_vec())]);
     let tree = export_files("out").await;
     assert!(tree.contains(&("out/deep/b".to_owned(), b"two\n".to_vec())), "{tree:?}");
-    let missing = bench.podman.export(&bench.run, &outcome.left, "out/none").await;
+    let missing = bench.podman.export(&bench.run, &outcome.workspace, "out/none").await;
     let absolute = "/root/out/none";
     assert!(matches!(missing, Err(ExecError::NoSuchPath { path }) if path == absolute));
     bench.destroy().await;

@@ -4,12 +4,12 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use integration_tests::engine::{Api, Bench, OutputRecorder, shell, until};
-use integration_tests::services::{ENGINE, OwnServices, Services};
 use runner::exec::podman::Options;
 use runner::ports::{
     ExecError, Gate, Images as _, LogSink, StepOutcome, Steps as _, StopLevel, Workspace,
 };
+use test_support::engine::{Api, Bench, OutputRecorder, shell, until};
+use test_support::services::{ENGINE, OwnServices, Services};
 
 struct Engine {
     own: OwnServices,
@@ -19,7 +19,7 @@ struct Engine {
 impl Engine {
     fn start() -> Option<Self> {
         // Start no engine unless the environment asks for such tests.
-        let _asked_for = Services::of_environment(ENGINE)?;
+        let _asked_for = Services::from_env(ENGINE)?;
         let own = OwnServices::start("podman", &[])?;
         let services = own.services();
         let options = Options::new(services.get("CONTAINER_ENGINE_URL"));

@@ -1,13 +1,13 @@
 //! Whole runs: long ones, many at once, and their removal.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use integration_tests::engine::{Api, Bench, shell, until};
 use protocol::id::Epoch;
 use runner::ports::{ExecError, Exit, StepOutcome, Steps as _, Workspace};
+use test_support::engine::{Api, Bench, shell, until};
 
 #[tokio::test]
 async fn a_run_can_have_two_hundred_steps() {
-    let Some(bench) = Bench::of_environment() else { return };
+    let Some(bench) = Bench::from_env() else { return };
     let mut on = bench.prepare().await;
     let mut deepest = 0;
     for position in 0..200 {
@@ -23,7 +23,7 @@ async fn a_run_can_have_two_hundred_steps() {
 
 #[tokio::test]
 async fn runs_that_commit_the_same_files_do_not_affect_each_other() {
-    let Some(first) = Bench::of_environment() else { return };
+    let Some(first) = Bench::from_env() else { return };
     let mut runs = tokio::task::JoinSet::new();
     for _ in 0..6 {
         let bench = first.another_run();
@@ -44,7 +44,7 @@ async fn runs_that_commit_the_same_files_do_not_affect_each_other() {
 
 #[tokio::test]
 async fn destroying_a_run_is_idempotent_for_any_owner() {
-    let Some(bench) = Bench::of_environment() else { return };
+    let Some(bench) = Bench::from_env() else { return };
     bench.podman.destroy(&bench.run.run).await.unwrap();
     let base = bench.prepare().await;
     let (left, _) = bench.pass(&base, &shell(0, "echo 1 > /a")).await;
@@ -62,7 +62,7 @@ async fn destroying_a_run_is_idempotent_for_any_owner() {
 
 #[tokio::test]
 async fn a_run_id_of_the_maximum_length_works() {
-    let Some(mut bench) = Bench::of_environment() else { return };
+    let Some(mut bench) = Bench::from_env() else { return };
     let unique = uuid::Uuid::new_v4().to_string();
     bench.run.run = format!("r-{}.{}_{unique}", "X".repeat(80), "y-".repeat(4)).parse().unwrap();
     let longest = format!("{:z<128}", bench.run.run);
@@ -75,7 +75,7 @@ async fn a_run_id_of_the_maximum_length_works() {
 
 #[tokio::test]
 async fn an_image_that_a_user_tagged_is_kept() {
-    let Some(bench) = Bench::of_environment() else { return };
+    let Some(bench) = Bench::from_env() else { return };
     let base = bench.prepare().await;
     let (left, _) = bench.pass(&base, &shell(0, "echo kept > /a")).await;
     let (_, _) = bench.pass(&left, &shell(1, "echo gone > /b")).await;
@@ -97,7 +97,7 @@ async fn an_image_that_a_user_tagged_is_kept() {
 
 #[tokio::test]
 async fn the_container_of_an_older_owner_is_replaced_by_the_new_owners() {
-    let Some(old) = Bench::of_environment() else { return };
+    let Some(old) = Bench::from_env() else { return };
     let mut new = old.another_process();
     new.run.epoch = Epoch(2);
     let base = old.prepare().await;
@@ -124,7 +124,7 @@ async fn the_container_of_an_older_owner_is_replaced_by_the_new_owners() {
 
 #[tokio::test]
 async fn another_process_continues_from_a_recorded_image() {
-    let Some(bench) = Bench::of_environment() else { return };
+    let Some(bench) = Bench::from_env() else { return };
     let base = bench.prepare().await;
     let mut spec = shell(0, "echo one > /a");
     spec.env.insert("LEAK".into(), "x".into());

@@ -4,12 +4,12 @@
 
 use std::sync::Arc;
 
-use integration_tests::engine::{Api, Bench, shell};
 use runner::ports::{
     ExecError, Images as _, Search, Secret, SecretMatcher, StepSecret, StepSecrets, StepSpec,
     Steps as _, Workspace,
 };
 use runner::rules::mask::{Mask, SecretSearch};
+use test_support::engine::{Api, Bench, shell};
 
 const TOKEN: &str = "t0p/s3cret+value";
 
@@ -44,7 +44,7 @@ fn with_token(position: usize, line: &str) -> StepSpec {
     };
     StepSpec {
         secrets: StepSecrets {
-            given: vec![secret],
+            granted: vec![secret],
             forbidden: Some(Arc::new(MaskMatcher(Arc::new(mask)))),
         },
         ..shell(position, line)
@@ -53,7 +53,7 @@ fn with_token(position: usize, line: &str) -> StepSpec {
 
 #[tokio::test]
 async fn a_secret_is_kept_in_memory_and_not_in_container_or_image_metadata() {
-    let Some(bench) = Bench::of_environment() else { return };
+    let Some(bench) = Bench::from_env() else { return };
     let base = bench.prepare().await;
     let line = "cat /run/secrets/token; echo \" $TOKEN $BOB_SECRETS\"; \
                 grep ' /run/secrets ' /proc/self/mounts | cut -d' ' -f3; echo made > /made";
@@ -64,7 +64,7 @@ async fn a_secret_is_kept_in_memory_and_not_in_container_or_image_metadata() {
     let description = api.described(&format!("bob-{}-0", bench.run.run)).await;
     assert!(description.contains("/run/secrets"), "{description}");
     assert!(!description.contains(TOKEN), "{description}");
-    let workspace = bench.podman.checkpoint(&bench.run, outcome.left, &step).await.unwrap();
+    let workspace = bench.podman.checkpoint(&bench.run, outcome.workspace, &step).await.unwrap();
     let description = api.described_image(workspace.image().unwrap()).await;
     assert!(!description.contains(TOKEN), "{description}");
     let next = shell(1, "ls -A /run/secrets 2>/dev/null; cat /made; echo ${TOKEN-none}");
@@ -76,12 +76,12 @@ async fn a_secret_is_kept_in_memory_and_not_in_container_or_image_metadata() {
 
 #[tokio::test]
 async fn only_the_user_of_the_image_can_read_the_secrets() {
-    let Some(bench) = Bench::of_environment() else { return };
+    let Some(bench) = Bench::from_env() else { return };
     let base = bench.prepare().await;
     let users =
         "echo 'app:x:1234:1234::/:/bin/sh' >> /etc/passwd; echo 'app:x:1234:' >> /etc/group";
     let (outcome, _) = bench.step(&base, &shell(0, users)).await;
-    let runner::ports::Workspace::Container { id, .. } = &outcome.left else { unreachable!() };
+    let runner::ports::Workspace::Container { id, .. } = &outcome.workspace else { unreachable!() };
     let api = Api::of(&bench.url);
     for user in ["app", "1234:1234"] {
         let name = format!("localhost/t-{}", uuid::Uuid::new_v4());
@@ -95,13 +95,13 @@ async fn only_the_user_of_the_image_can_read_the_secrets() {
         other.destroy().await;
         api.remove_image(&format!("{name}:latest")).await;
     }
-    bench.podman.discard(&bench.run, outcome.left).await;
+    bench.podman.discard(&bench.run, outcome.workspace).await;
     bench.destroy().await;
 }
 
 #[tokio::test]
 async fn a_step_that_writes_a_secret_to_a_file_is_not_committed() {
-    let Some(bench) = Bench::of_environment() else { return };
+    let Some(bench) = Bench::from_env() else { return };
     let base = bench.prepare().await;
     let many_files = "i=0; while [ $i -lt 60 ]; do echo $i > /tmp/$i; i=$((i+1)); done";
     for (line, path) in [
@@ -121,7 +121,7 @@ async fn a_step_that_writes_a_secret_to_a_file_is_not_committed() {
         let step = with_token(0, &line);
         let (outcome, _) = bench.step(&base, &step).await;
         assert_eq!(outcome.exit.code, 0, "{line}");
-        let result = bench.podman.checkpoint(&bench.run, outcome.left.clone(), &step).await;
+        let result = bench.podman.checkpoint(&bench.run, outcome.workspace.clone(), &step).await;
         match result {
             Err(ExecError::SecretLeak { path: leak, .. }) => assert_eq!(leak, path, "{line}"),
             other => panic!("{line}: {other:?}"),
@@ -138,7 +138,7 @@ async fn a_step_that_writes_a_secret_to_a_file_is_not_committed() {
 
 #[tokio::test]
 async fn extended_attributes_are_searched_for_secrets() {
-    let Some(bench) = Bench::of_environment() else { return };
+    let Some(bench) = Bench::from_env() else { return };
     let base = bench.prepare().await;
     let many_files = "i=0; while [ $i -lt 60 ]; do echo $i > /tmp/$i; i=$((i+1)); done";
     for (line, file) in
@@ -146,14 +146,16 @@ async fn extended_attributes_are_searched_for_secrets() {
     {
         let step = with_token(0, line);
         let (outcome, _) = bench.step(&base, &step).await;
-        let Workspace::Container { id, .. } = &outcome.left else { panic!("{:?}", outcome.left) };
+        let Workspace::Container { id, .. } = &outcome.workspace else {
+            panic!("{:?}", outcome.workspace)
+        };
         // Set the attribute from the host, because the base image has no program for that. The
         // value contains a newline, which must not be parsed as the end of the attribute.
         let dir = Api::of(&bench.url).changed_dir(id).await;
         let value = format!("a\n{TOKEN}");
         let flags = rustix::fs::XattrFlags::empty();
         rustix::fs::setxattr(dir.join(file), "user.note", value.as_bytes(), flags).unwrap();
-        match bench.podman.checkpoint(&bench.run, outcome.left.clone(), &step).await {
+        match bench.podman.checkpoint(&bench.run, outcome.workspace.clone(), &step).await {
             Err(ExecError::SecretLeak { path, .. }) => assert_eq!(path, format!("/{file}")),
             other => panic!("{line}: {other:?}"),
         }
@@ -163,7 +165,7 @@ async fn extended_attributes_are_searched_for_secrets() {
 
 #[tokio::test]
 async fn a_step_with_too_many_changes_to_search_fails_with_a_clear_message() {
-    let Some(bench) = Bench::of_environment() else { return };
+    let Some(bench) = Bench::from_env() else { return };
     let base = bench.prepare().await;
     // 24,000 paths of 3,000 bytes each are 72 MB.
     let line = "d=$(printf x%.0s $(seq 200)); cd /tmp; \
@@ -172,7 +174,7 @@ async fn a_step_with_too_many_changes_to_search_fails_with_a_clear_message() {
     let step = with_token(0, line);
     let (outcome, _) = bench.step(&base, &step).await;
     assert_eq!(outcome.exit.code, 0);
-    let error = bench.podman.checkpoint(&bench.run, outcome.left, &step).await.unwrap_err();
+    let error = bench.podman.checkpoint(&bench.run, outcome.workspace, &step).await.unwrap_err();
     assert!(matches!(error, ExecError::Unsupported(_)), "{error:?}");
     assert!(error.to_string().contains("too many files"), "{error}");
     bench.destroy().await;
@@ -180,12 +182,12 @@ async fn a_step_with_too_many_changes_to_search_fails_with_a_clear_message() {
 
 #[tokio::test]
 async fn a_step_that_is_killed_with_its_worker_leaves_no_secret_on_the_engine() {
-    let Some(bench) = Bench::of_environment() else { return };
+    let Some(bench) = Bench::from_env() else { return };
     let base = bench.prepare().await;
     let step = with_token(0, "echo ready; exec sleep 1000");
     let execution = bench.try_step(&base, &step);
     let api = Api::of(&bench.url);
-    let start = integration_tests::engine::until("the step runs", || api.runs(&bench.run.run));
+    let start = test_support::engine::until("the step runs", || api.runs(&bench.run.run));
     tokio::select! {
         result = execution => panic!("the step ended early: {result:?}"),
         () = start => {}

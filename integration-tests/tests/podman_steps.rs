@@ -1,16 +1,16 @@
 //! Steps in real containers: their output, their end, their files and their isolation.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use integration_tests::engine::{Bench, OutputRecorder, shell, step};
 use protocol::pipeline::{ExecutorKind, Vars};
 use runner::exec::podman::{Options, Podman};
-use runner::ports::conformance::{self, Act, ExecutorSubject};
 use runner::ports::{ExecError, Gate, LogSink, StepSpec, Steps as _, StopLevel, Workspace};
 use std::sync::Arc;
+use test_support::conformance::{self, Act, ExecutorSubject};
+use test_support::engine::{Bench, OutputRecorder, shell, step};
 
 #[tokio::test]
 async fn the_engine_passes_the_executor_conformance_suite() {
-    let Some(bench) = Bench::of_environment() else { return };
+    let Some(bench) = Bench::from_env() else { return };
     let other = Podman::connect(Options::new(&bench.url)).unwrap();
     conformance::executor(ExecutorSubject {
         prefix: uuid::Uuid::new_v4().simple().to_string(),
@@ -33,13 +33,13 @@ async fn written(bench: &Bench, line: &str) -> (Vec<u8>, Vec<u8>) {
     let base = bench.prepare().await;
     let (ran, kept) = bench.step(&base, &shell(0, line)).await;
     assert_eq!(ran.exit.code, 0, "{line}");
-    bench.podman.discard(&bench.run, ran.left).await;
+    bench.podman.discard(&bench.run, ran.workspace).await;
     (kept.stdout(), kept.stderr())
 }
 
 #[tokio::test]
 async fn output_arrives_byte_for_byte() {
-    let Some(bench) = Bench::of_environment() else { return };
+    let Some(bench) = Bench::from_env() else { return };
     let cases: &[(&str, &[u8])] = &[
         ("printf '123456789\\n'", b"123456789\n"),
         ("printf '123456789012\\n'", b"123456789012\n"),
@@ -63,7 +63,7 @@ async fn output_arrives_byte_for_byte() {
 
 #[tokio::test]
 async fn a_line_of_one_mebibyte_and_binary_output_arrive_complete() {
-    let Some(bench) = Bench::of_environment() else { return };
+    let Some(bench) = Bench::from_env() else { return };
     let (stdout, _) = written(&bench, "head -c 1048576 /dev/zero | tr '\\0' y; echo").await;
     assert_eq!(stdout.len(), 1_048_577);
     assert!(stdout[..1_048_576].iter().all(|byte| *byte == b'y'));
@@ -78,12 +78,12 @@ async fn a_line_of_one_mebibyte_and_binary_output_arrive_complete() {
 
 fn hex_of(bytes: &[u8]) -> String {
     use sha2::Digest as _;
-    sha2::Sha256::digest(bytes).iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"))
+    hex::encode(sha2::Sha256::digest(bytes))
 }
 
 #[tokio::test]
 async fn a_hundred_thousand_lines_arrive_in_order_with_streams_separated() {
-    let Some(bench) = Bench::of_environment() else { return };
+    let Some(bench) = Bench::from_env() else { return };
     let (stdout, stderr) = written(&bench, "seq 1 100000; seq 1 1000 >&2").await;
     let lines = |to: u32| (1..=to).map(|n| format!("{n}\n")).collect::<String>();
     assert!(stdout == lines(100_000).into_bytes(), "{} bytes came", stdout.len());
@@ -93,19 +93,19 @@ async fn a_hundred_thousand_lines_arrive_in_order_with_streams_separated() {
 
 #[tokio::test]
 async fn the_exit_code_is_that_of_the_command() {
-    let Some(bench) = Bench::of_environment() else { return };
+    let Some(bench) = Bench::from_env() else { return };
     let base = bench.prepare().await;
     for (line, code) in [("exit 0", 0), ("exit 7", 7), ("exit 255", 255), ("kill -9 $$", 137)] {
         let (ran, _) = bench.step(&base, &shell(0, line)).await;
         assert_eq!((ran.exit.code, ran.exit.oom), (code, false), "{line}");
-        bench.podman.discard(&bench.run, ran.left).await;
+        bench.podman.discard(&bench.run, ran.workspace).await;
     }
     bench.destroy().await;
 }
 
 #[tokio::test]
 async fn a_step_sees_the_files_of_its_predecessor_but_not_its_settings() {
-    let Some(bench) = Bench::of_environment() else { return };
+    let Some(bench) = Bench::from_env() else { return };
     let base = bench.prepare().await;
     let first = StepSpec {
         env: Vars::from([("SECRET".into(), "s3".into()), ("PATH".into(), "/bin:/mine".into())]),
@@ -126,7 +126,7 @@ async fn a_step_sees_the_files_of_its_predecessor_but_not_its_settings() {
 
 #[tokio::test]
 async fn standard_input_is_closed_and_there_is_no_terminal() {
-    let Some(bench) = Bench::of_environment() else { return };
+    let Some(bench) = Bench::from_env() else { return };
     let (stdout, _) = written(&bench, "cat; test -t 0 || test -t 1 || echo none").await;
     assert_eq!(stdout, b"none\n");
     bench.destroy().await;
@@ -134,7 +134,7 @@ async fn standard_input_is_closed_and_there_is_no_terminal() {
 
 #[tokio::test]
 async fn a_missing_command_or_directory_is_reported() {
-    let Some(bench) = Bench::of_environment() else { return };
+    let Some(bench) = Bench::from_env() else { return };
     let base = bench.prepare().await;
     let nowhere = StepSpec { work_dir: Some("/nowhere".into()), ..step(0, &["true"]) };
     for (step, expected, words) in [
@@ -161,7 +161,7 @@ async fn a_missing_command_or_directory_is_reported() {
 
 #[tokio::test]
 async fn a_program_that_cannot_be_executed_is_reported_with_the_reason() {
-    let Some(bench) = Bench::of_environment() else { return };
+    let Some(bench) = Bench::from_env() else { return };
     let base = bench.prepare().await;
     // The init runs a file without a `#!` line with a shell, so only the unit tests have that case.
     let made =
@@ -189,7 +189,7 @@ async fn a_program_that_cannot_be_executed_is_reported_with_the_reason() {
 
 #[tokio::test]
 async fn overlong_words_or_variables_give_one_error_and_no_output() {
-    let Some(bench) = Bench::of_environment() else { return };
+    let Some(bench) = Bench::from_env() else { return };
     let base = bench.prepare().await;
     let long = "x".repeat(200_000);
     let variable = Vars::from([("LONG".to_owned(), long.clone())]);
@@ -217,7 +217,7 @@ async fn overlong_words_or_variables_give_one_error_and_no_output() {
 
 #[tokio::test]
 async fn an_init_error_message_printed_by_a_step_does_not_hide_its_exit_code() {
-    let Some(bench) = Bench::of_environment() else { return };
+    let Some(bench) = Bench::from_env() else { return };
     let base = bench.prepare().await;
     let line =
         "echo before; echo 'ERROR (catatonit:2): failed to exec pid1: No such file' >&2; exit 1";
@@ -228,7 +228,7 @@ async fn an_init_error_message_printed_by_a_step_does_not_hide_its_exit_code() {
 
 #[tokio::test]
 async fn no_step_starts_while_the_gate_is_closed() {
-    let Some(bench) = Bench::of_environment() else { return };
+    let Some(bench) = Bench::from_env() else { return };
     let base = bench.prepare().await;
     let kept: Arc<dyn LogSink> = Arc::new(OutputRecorder::default());
     let (shut, any) = (Gate::new(async { false }, || true), shell(0, "true"));
@@ -245,7 +245,7 @@ async fn no_step_starts_while_the_gate_is_closed() {
 
 #[tokio::test]
 async fn a_step_can_close_its_output_and_continue() {
-    let Some(bench) = Bench::of_environment() else { return };
+    let Some(bench) = Bench::from_env() else { return };
     let base = bench.prepare().await;
     let line = "echo last; exec >&- 2>&-; usleep 700000; echo x > /file; exit 5";
     let (ran, kept) = bench.step(&base, &shell(0, line)).await;
@@ -255,7 +255,7 @@ async fn a_step_can_close_its_output_and_continue() {
 
 #[tokio::test]
 async fn a_missing_workspace_is_named_in_the_error() {
-    let Some(bench) = Bench::of_environment() else { return };
+    let Some(bench) = Bench::from_env() else { return };
     let gone = Workspace::Image { id: "0".repeat(64), depth: 3 };
     let error = bench.try_step(&gone, &shell(0, "true")).await.unwrap_err();
     assert!(matches!(&error, ExecError::Image { cause, .. } if cause.contains("gone")), "{error}");
@@ -263,7 +263,7 @@ async fn a_missing_workspace_is_named_in_the_error() {
 
 #[tokio::test]
 async fn limits_are_enforced_or_refused_but_never_ignored() {
-    let Some(bench) = Bench::of_environment() else { return };
+    let Some(bench) = Bench::from_env() else { return };
     let base = bench.prepare().await;
     let mut limited = shell(0, "cat /sys/fs/cgroup/memory.max");
     limited.limits.mem = Some("64M".parse().unwrap());
@@ -281,7 +281,7 @@ async fn limits_are_enforced_or_refused_but_never_ignored() {
 
 #[tokio::test]
 async fn the_engine_reports_the_same_id_to_every_client() {
-    let Some(bench) = Bench::of_environment() else { return };
+    let Some(bench) = Bench::from_env() else { return };
     let info = bench.podman.info().await.unwrap();
     assert_eq!(info.executor, "podman");
     assert_eq!(info.id.len(), 32);

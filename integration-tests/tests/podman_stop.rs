@@ -4,8 +4,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use integration_tests::engine::{Bench, OutputRecorder, collect, files_of, shell, step, until};
 use runner::ports::{Gate, LogSink, StepOutcome, StepSpec, Steps as _, StopLevel};
+use test_support::engine::{Bench, OutputRecorder, collect, files_of, shell, step, until};
 
 /// Runs a step and raises the stop level once the step has written `ready`. Returns the step's
 /// result and output.
@@ -33,7 +33,7 @@ const STOP_WITH_LONG_GRACE: StopLevel = StopLevel::Stop { grace: Duration::from_
 
 #[tokio::test]
 async fn the_command_receives_sigterm_although_it_is_not_process_1() {
-    let Some(bench) = Bench::of_environment() else { return };
+    let Some(bench) = Bench::from_env() else { return };
     let line = "trap 'echo asked; exit 9' TERM; echo ready; while true; do sleep 0.1; done";
     let (outcome, recorder) = run_and_stop(&bench, &shell(0, line), STOP_WITH_LONG_GRACE).await;
     assert_eq!((outcome.exit.code, recorder.text().as_str()), (9, "ready\nasked\n"));
@@ -42,7 +42,7 @@ async fn the_command_receives_sigterm_although_it_is_not_process_1() {
 
 #[tokio::test]
 async fn a_command_without_signal_handlers_ends_on_sigterm() {
-    let Some(bench) = Bench::of_environment() else { return };
+    let Some(bench) = Bench::from_env() else { return };
     // As process 1 it would ignore the signal, and only SIGKILL after the grace would end it.
     let (outcome, _) = run_and_stop(
         &bench,
@@ -56,7 +56,7 @@ async fn a_command_without_signal_handlers_ends_on_sigterm() {
 
 #[tokio::test]
 async fn a_step_that_ignores_sigterm_is_killed_after_its_grace() {
-    let Some(bench) = Bench::of_environment() else { return };
+    let Some(bench) = Bench::from_env() else { return };
     let line = "trap '' TERM; echo ready; while true; do sleep 0.1; done";
     let stop = StopLevel::Stop { grace: Duration::from_millis(300) };
     let (outcome, _) = run_and_stop(&bench, &shell(0, line), stop).await;
@@ -66,7 +66,7 @@ async fn a_step_that_ignores_sigterm_is_killed_after_its_grace() {
 
 #[tokio::test]
 async fn a_kill_cuts_the_grace_short() {
-    let Some(bench) = Bench::of_environment() else { return };
+    let Some(bench) = Bench::from_env() else { return };
     let line = "trap 'echo asked' TERM; echo ready; while true; do sleep 0.1; done";
     let base = bench.prepare().await;
     let recorder = Arc::new(OutputRecorder::default());
@@ -86,7 +86,7 @@ async fn a_kill_cuts_the_grace_short() {
 
 #[tokio::test]
 async fn no_process_survives_the_stop_of_its_step() {
-    let Some(bench) = Bench::of_environment() else { return };
+    let Some(bench) = Bench::from_env() else { return };
     // A signal to the command does not reach a child in its own session.
     let mark = format!("9{}", uuid::Uuid::new_v4().as_u128() % 1_000_000_000);
     let line = format!("setsid sleep {mark} & echo ready; exec sleep {mark}");
@@ -101,10 +101,10 @@ async fn no_process_survives_the_stop_of_its_step() {
 
 #[tokio::test]
 async fn files_of_a_stopped_step_can_still_be_read() {
-    let Some(bench) = Bench::of_environment() else { return };
+    let Some(bench) = Bench::from_env() else { return };
     let line = "echo half > /tmp/result; echo ready; exec sleep 1000";
     let (outcome, _) = run_and_stop(&bench, &shell(0, line), StopLevel::Kill).await;
-    let tar = bench.podman.export(&bench.run, &outcome.left, "tmp/result").await.unwrap();
+    let tar = bench.podman.export(&bench.run, &outcome.workspace, "tmp/result").await.unwrap();
     let files = files_of(&collect(tar).await).await;
     assert_eq!(files, [("result".to_owned(), b"half\n".to_vec())]);
     bench.destroy().await;
@@ -112,7 +112,7 @@ async fn files_of_a_stopped_step_can_still_be_read() {
 
 #[tokio::test]
 async fn destroying_a_run_ends_its_running_containers() {
-    let Some(bench) = Bench::of_environment() else { return };
+    let Some(bench) = Bench::from_env() else { return };
     let base = bench.prepare().await;
     let recorder = Arc::new(OutputRecorder::default());
     let out: Arc<dyn LogSink> = Arc::<OutputRecorder>::clone(&recorder);

@@ -5,8 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt as _;
-use integration_tests::raw;
-use integration_tests::services::{BROKER, OwnServices, Services, Vhost};
 use lapin::options::{
     BasicGetOptions, ExchangeDeleteOptions, QueueDeclareOptions, QueueDeleteOptions,
 };
@@ -14,13 +12,15 @@ use lapin::types::{AMQPValue, FieldTable};
 use protocol::command::Disposition;
 use protocol::names;
 use runner::cluster::AmqpQueue;
-use runner::ports::conformance::{self, QueueSubject};
 use runner::ports::{Consumer, Delivery, Message, Queue as _, QueueError, Route, Source};
+use test_support::conformance::{self, QueueSubject};
+use test_support::raw;
+use test_support::services::{BROKER, OwnServices, Services, Vhost};
 
 const PATIENCE: Duration = Duration::from_secs(90);
 
 async fn broker() -> Option<(Services, Vhost)> {
-    let services = Services::of_environment(BROKER)?;
+    let services = Services::from_env(BROKER)?;
     let vhost = services.vhost().await;
     Some((services, vhost))
 }

@@ -5,17 +5,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{FutureExt as _, StreamExt as _};
-use integration_tests::raw;
-use integration_tests::services::{OwnServices, STORE, Services};
 use runner::cluster::Etcd;
-use runner::ports::conformance::{self, StoreSubject};
 use runner::ports::{Change, Changes, Entry, Expect, LeaseId, Store as _, StoreError, Txn};
+use test_support::conformance::{self, StoreSubject};
+use test_support::raw;
+use test_support::services::{OwnServices, STORE, Services};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The store of the environment, and a unique prefix.
 async fn store() -> Option<(Etcd, String)> {
-    let services = Services::of_environment(STORE)?;
+    let services = Services::from_env(STORE)?;
     let etcd = Etcd::connect(&services.etcd()).await.unwrap();
     Some((etcd, prefix()))
 }
@@ -179,7 +179,7 @@ async fn a_watch_starts_at_a_past_revision_and_omits_other_prefixes() {
 
 #[tokio::test]
 async fn a_key_that_is_not_text_is_skipped_with_one_warning() {
-    let Some(services) = Services::of_environment(STORE) else { return };
+    let Some(services) = Services::from_env(STORE) else { return };
     let (warnings, prefix) = (raw::Warnings::default(), prefix());
     let watching = warnings.watch();
     let etcd = Etcd::connect(&services.etcd()).await.unwrap();
@@ -388,7 +388,7 @@ async fn enable_authentication(services: &Services) {
 
 #[tokio::test]
 async fn a_configured_user_is_not_used_if_authentication_is_off() {
-    let Some(services) = Services::of_environment(STORE) else { return };
+    let Some(services) = Services::from_env(STORE) else { return };
     let mut options = services.etcd();
     options.user = Some("bob".to_owned());
     options.password = Some("unused".to_owned());
@@ -398,7 +398,7 @@ async fn a_configured_user_is_not_used_if_authentication_is_off() {
 
 #[tokio::test]
 async fn an_unreachable_store_is_retried_the_configured_number_of_times() {
-    let Some(services) = Services::of_environment(STORE) else { return };
+    let Some(services) = Services::from_env(STORE) else { return };
     let mut options = services.etcd();
     options.urls = vec!["http://127.0.0.1:1".to_owned()];
     options.retry_attempts = 3;

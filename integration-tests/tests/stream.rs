@@ -6,8 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use integration_tests::raw;
-use integration_tests::services::{BROKER, OwnServices, Services, Vhost};
 use lapin::options::{QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use protocol::event::{Event, LogStream, Reason};
@@ -15,13 +13,15 @@ use protocol::id::{Epoch, RunId};
 use protocol::time::Millis;
 use runner::cluster::{AmqpEvents, AmqpOptions};
 use runner::host;
-use runner::ports::conformance::{self, EventsSubject};
 use runner::ports::{EventStream, Events as _, EventsError, Position, Ticket};
+use test_support::conformance::{self, EventsSubject};
+use test_support::raw;
+use test_support::services::{BROKER, OwnServices, Services, Vhost};
 
 const PATIENCE: Duration = Duration::from_secs(120);
 
 async fn broker() -> Option<(Services, Vhost)> {
-    let services = Services::of_environment(BROKER)?;
+    let services = Services::from_env(BROKER)?;
     let vhost = services.vhost().await;
     Some((services, vhost))
 }

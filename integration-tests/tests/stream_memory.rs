@@ -2,19 +2,19 @@
 //! process.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may panic")]
 
-use integration_tests::services::{BROKER, Services};
 use protocol::event::{Event, LogStream, Reason};
 use protocol::id::Epoch;
 use protocol::time::Millis;
 use runner::cluster::AmqpEvents;
 use runner::ports::{Events as _, Ticket};
+use test_support::services::{BROKER, Services};
 
 const EVENT_BYTES: usize = 64 * 1024;
 const EVENTS: u64 = (1 << 30) / EVENT_BYTES as u64;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_gibibyte_of_events_passes_through_in_little_memory() {
-    let Some(services) = Services::of_environment(BROKER) else { return };
+    let Some(services) = Services::from_env(BROKER) else { return };
     let vhost = services.vhost().await;
     let limit =
         r#"{"pattern":".*","definition":{"max-length-bytes":50000000},"apply-to":"queues"}"#;

@@ -4,13 +4,13 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use integration_tests::services::{OwnServices, Services, Vhost};
 use protocol::event::{Event, Reason};
 use protocol::time::Millis;
 use runner::cluster::{AmqpEvents, AmqpOptions, AmqpQueue, Etcd, TlsFiles};
 use runner::ports::{
     Events as _, Message, Queue as _, QueueError, Route, Store as _, StoreError, Txn,
 };
+use test_support::services::{OwnServices, Services, Vhost};
 
 fn file(services: &Services, name: &str) -> Option<PathBuf> {
     Some(services.get(name).into())

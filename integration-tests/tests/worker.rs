@@ -2,27 +2,23 @@
 //! adapters.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-#[macro_use]
-#[path = "../../runner/tests/worker/rows.rs"]
-mod rows;
-
 use std::sync::Arc;
 
-use integration_tests::prefixed::Prefixed;
-use integration_tests::services::{BROKER, STORE, Services, Vhost};
 use runner::cluster::{AmqpEvents, AmqpOptions, AmqpQueue, Etcd};
-use runner::exec::scripted::Scripted;
 use runner::ports::{Executor, NoSecrets, Ports};
 use runner::worker::RenderInline;
-use runner::worker::suite::{
+use runner::{host, transfer};
+use test_support::prefixed::PrefixedStore;
+use test_support::scripted::Scripted;
+use test_support::services::{BROKER, STORE, Services, Vhost};
+use test_support::worker_suite::{
     MakePorts, Rig, commands, hard, large, later, marks, rerun, runs, takeover,
 };
-use runner::{host, transfer};
 
 /// A virtual host per test on the shared broker, and a key prefix in the shared etcd.
 async fn rig() -> Option<(Rig, Arc<Vhost>, Services)> {
     let needed: Vec<&str> = BROKER.iter().chain(STORE).copied().collect();
-    let services = Services::of_environment(&needed)?;
+    let services = Services::from_env(&needed)?;
     let vhost = Arc::new(services.vhost().await);
     let executor: Arc<dyn Executor> = Arc::new(Scripted::default());
     let (of_rig, here) = (services.clone(), Arc::clone(&vhost));
@@ -39,7 +35,7 @@ async fn rig() -> Option<(Rig, Arc<Vhost>, Services)> {
             };
             Ports {
                 queue: Arc::new(AmqpQueue::connect(&amqp).await.unwrap()),
-                store: Arc::new(Prefixed::new(
+                store: Arc::new(PrefixedStore::new(
                     Arc::new(Etcd::connect(&etcd).await.unwrap()),
                     prefix,
                 )),
@@ -68,7 +64,7 @@ macro_rules! make_tests {
     };
 }
 
-for_each_row!(make_tests);
+test_support::for_each_row!(make_tests);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn malformed_messages_are_dead_lettered_with_an_event() {

@@ -26,6 +26,7 @@ fn every_name_in_the_glossary_exists_in_the_code() {
     let mut words = BTreeSet::new();
     collect_words(&root.join("src"), &mut words);
     collect_words(&root.join("../protocol/src"), &mut words);
+    collect_words(&root.join("../integration-tests/support/src"), &mut words);
 
     let mut count = 0;
     let mut missing = Vec::new();

@@ -9,9 +9,6 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::Method;
 use hyper_util::rt::TokioIo;
-use integration_tests::engine::{OutputRecorder, shell};
-use integration_tests::services::{ENGINE, Services};
-use integration_tests::skipped::{Need, skip};
 use protocol::id::{Epoch, RunId};
 use protocol::pipeline::{ExecutorKind, PullPolicy};
 use runner::exec::docker::{Docker, Options};
@@ -20,6 +17,9 @@ use runner::ports::{
 };
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
+use test_support::engine::{OutputRecorder, shell};
+use test_support::services::{ENGINE, Services};
+use test_support::skipped::{Need, skip};
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, UnixStream};
 use tokio::sync::watch;
@@ -38,7 +38,7 @@ pub(crate) struct Engine {
 
 /// The engines of the environment.
 pub(crate) fn engines() -> Vec<Engine> {
-    let Some(services) = Services::of_environment(ENGINE) else { return Vec::new() };
+    let Some(services) = Services::from_env(ENGINE) else { return Vec::new() };
     let image = services.get("BOB_TEST_IMAGE").to_owned();
     let podman = services.get("CONTAINER_ENGINE_URL").to_owned();
     let mut engines = vec![Engine { name: "podman", url: podman, image: image.clone() }];
@@ -113,7 +113,7 @@ impl Bench {
         let (ran, kept) = self.try_step(step).await.unwrap();
         let said = String::from_utf8_lossy(&kept.stderr()).into_owned();
         assert_eq!(ran.exit.code, 0, "{:?}: {} {said}", step.words, kept.text());
-        (ran.left, kept)
+        (ran.workspace, kept)
     }
 
     /// The output of a line of shell.

@@ -1,11 +1,11 @@
 //! Files: what a job sees of the host, and what can be copied out of it.
 
 use hyper::Method;
-use integration_tests::engine::{collect, files_of};
 use runner::exec::access::{Granted, HostAccess, SharedDir};
 use runner::exec::docker::{Docker, Options};
 use runner::ports::{ExecError, JOB_DIR, StepSpec, Steps as _};
 use serde_json::json;
+use test_support::engine::{collect, files_of};
 
 use super::engine::{Bench, ask, containers, engines, image_of};
 

@@ -3,18 +3,18 @@
 use std::sync::Arc;
 
 use hyper::Method;
-use integration_tests::engine::{OutputRecorder, until};
 use protocol::id::Epoch;
 use protocol::pipeline::{ExecutorKind, Limits, Shell, Vars};
 use runner::exec::Executors;
 use runner::exec::docker::{Docker, Options};
 use runner::exec::local::{Local, Options as LocalOptions};
-use runner::ports::conformance::{self, Act, ExecutorSubject};
 use runner::ports::{
     ExecError, Executor, Gate, LogSink, RunScope, Script, Secret, StepSecret, StepSecrets,
     StepSpec, Steps as _, StopLevel, Workspace,
 };
 use serde_json::{Value, json};
+use test_support::conformance::{self, Act, ExecutorSubject};
+use test_support::engine::{OutputRecorder, until};
 
 use super::engine::{Bench, CuttableConnection, ask, containers, described, engines, image_of};
 
@@ -152,7 +152,7 @@ async fn a_secret_is_a_file_in_memory_that_the_engine_does_not_see() {
         let value: Vec<u8> = (0..=255).cycle().take(40_000).collect();
         let secrets = vec![given("key", None, &value), given("token", Some("TOKEN"), b"uhagre2")];
         let job = bench.job(line, json!({}));
-        let secrets = StepSecrets { given: secrets, forbidden: None };
+        let secrets = StepSecrets { granted: secrets, forbidden: None };
         let (_, kept) = bench.pass(&StepSpec { secrets, ..job }).await;
         let text = kept.text();
         let lines: Vec<&str> = text.lines().collect();
@@ -186,7 +186,7 @@ async fn a_step_with_a_terminal_gets_no_secret() {
     for engine in engines() {
         let bench = Bench::new(&engine);
         let job = bench.job("true", json!({ "tty": true }));
-        let secrets = StepSecrets { given: vec![given("a", None, b"x")], forbidden: None };
+        let secrets = StepSecrets { granted: vec![given("a", None, b"x")], forbidden: None };
         match bench.try_step(&StepSpec { secrets, ..job }).await {
             Err(ExecError::Unsupported(said)) => assert!(said.contains("terminal"), "{said}"),
             other => panic!("{other:?}"),
@@ -225,7 +225,7 @@ async fn a_script_ignores_the_images_entrypoint_and_a_step_can_set_its_own() {
             let (ran, _) = bench.try_step(&step).await.unwrap();
             let name = engine.name;
             assert_eq!(ran.exit.code, code, "{name}: {:?} {:?}", step.words, step.script);
-            bench.docker.discard(&bench.run, ran.left).await;
+            bench.docker.discard(&bench.run, ran.workspace).await;
         }
         bench.destroy().await;
         ask(&engine, Method::DELETE, &format!("/images/{image}?force=true")).await;

@@ -5,9 +5,6 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
-use integration_tests::engine::{OutputRecorder, shell};
-use integration_tests::services::{ENGINE, Services};
-use integration_tests::skipped::{Need, skip};
 use protocol::id::Epoch;
 use protocol::pipeline::{ExecutorKind, PullPolicy};
 use runner::exec::access::{Granted, HostAccess};
@@ -18,6 +15,9 @@ use runner::ports::{
 };
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
+use test_support::engine::{OutputRecorder, shell};
+use test_support::services::{ENGINE, Services};
+use test_support::skipped::{Need, skip};
 
 /// An engine behind one of the two adapters, and a run for one test.
 pub(crate) struct Adapter {
@@ -37,7 +37,7 @@ pub(crate) struct Adapter {
 
 /// Connects each adapter to the engines that the environment names.
 pub(crate) fn adapters(granted: &Granted) -> Vec<Adapter> {
-    let Some(services) = Services::of_environment(ENGINE) else { return Vec::new() };
+    let Some(services) = Services::from_env(ENGINE) else { return Vec::new() };
     let podman = services.get("CONTAINER_ENGINE_URL").to_owned();
     let image = services.get("BOB_TEST_IMAGE").to_owned();
     let adapter = |name, url: &str, is_docker| {
@@ -108,7 +108,7 @@ impl Adapter {
         let gate = Gate::open();
         let outcome =
             self.steps.run_step(&self.run, &workspace, step, gate, sink, &self.stop).await?;
-        self.discard(outcome.left).await;
+        self.discard(outcome.workspace).await;
         let stderr = recorder.stderr();
         let output = format!("{}{}", recorder.text(), String::from_utf8_lossy(&stderr));
         Ok((outcome.exit.code, output))

@@ -7,14 +7,14 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::Method;
 use hyper_util::rt::TokioIo;
-use integration_tests::engine::{Api, Bench, files_of, shell};
-use integration_tests::services::Services;
 use protocol::pipeline::PullPolicy;
 use runner::exec::access::{Granted, HostAccess};
 use runner::exec::podman::Options;
 use runner::ports::{ExecError, Images as _, RunScope, Workspace};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
+use test_support::engine::{Api, Bench, files_of, shell};
+use test_support::services::Services;
 use tokio::net::UnixStream;
 
 use crate::adapters::adapters;
@@ -64,7 +64,7 @@ struct Content {
 }
 
 fn digest(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    hex::encode(Sha256::digest(bytes))
 }
 
 impl Content {
@@ -174,7 +174,7 @@ async fn no_image_annotation_reaches_the_runtime_as_an_option() {
 
 #[tokio::test]
 async fn annotations_that_change_after_the_check_have_no_effect() {
-    let Some(mut bench) = Bench::of_environment() else { return };
+    let Some(mut bench) = Bench::from_env() else { return };
     let (clean, evil) = (local_name(), local_name());
     let content = Content::of(&bench.url, &bench.run.image).await;
     content.load(&clean, json!({})).await;
@@ -195,7 +195,7 @@ async fn annotations_that_change_after_the_check_have_no_effect() {
 
 #[tokio::test]
 async fn an_image_whose_annotations_another_pull_replaced_is_pulled_again() {
-    let Some(services) = Services::of_environment(REGISTRY) else { return };
+    let Some(services) = Services::from_env(REGISTRY) else { return };
     let (url, host) = (services.get("CONTAINER_ENGINE_URL"), services.get("BOB_TEST_REGISTRY"));
     let (name, evil) = (format!("{host}/t-{}:latest", uuid::Uuid::new_v4()), local_name());
     let (content, api) = (Content::of(url, services.get("BOB_TEST_IMAGE")).await, Api::of(url));
@@ -214,7 +214,7 @@ async fn an_image_whose_annotations_another_pull_replaced_is_pulled_again() {
 
 #[tokio::test]
 async fn an_image_of_another_run_is_not_a_base_image() {
-    let Some(victim) = Bench::of_environment() else { return };
+    let Some(victim) = Bench::from_env() else { return };
     let base = victim.prepare().await;
     let (kept, _) = victim.pass(&base, &shell(0, "echo private > /private")).await;
     let Workspace::Image { id, .. } = kept else { panic!("{kept:?}") };
@@ -246,7 +246,7 @@ async fn an_image_of_another_run_is_not_a_base_image() {
 
 #[tokio::test]
 async fn no_image_comes_from_the_checkpoint_registry() {
-    let Some(services) = Services::of_environment(REGISTRY) else { return };
+    let Some(services) = Services::from_env(REGISTRY) else { return };
     let (url, host) = (services.get("CONTAINER_ENGINE_URL"), services.get("BOB_TEST_REGISTRY"));
     let victim = Bench::new(&Options::new(url), services.get("BOB_TEST_IMAGE"));
     let base = victim.prepare().await;

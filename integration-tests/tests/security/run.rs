@@ -5,10 +5,10 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Output;
 
-use integration_tests::services::{ENGINE, Services};
-use integration_tests::skipped::{Need, skip};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use test_support::services::{ENGINE, Services};
+use test_support::skipped::{Need, skip};
 use tokio::process::Command;
 
 /// An engine, and the executor that runs steps on it.
@@ -24,7 +24,7 @@ pub(crate) struct Engine {
 
 /// The engines of the environment. podman's own API and its Docker API count as two.
 pub(crate) fn engines() -> Vec<Engine> {
-    let Some(services) = Services::of_environment(ENGINE) else { return Vec::new() };
+    let Some(services) = Services::from_env(ENGINE) else { return Vec::new() };
     let image = services.get("BOB_TEST_IMAGE").to_owned();
     let podman = services.get("CONTAINER_ENGINE_URL").to_owned();
     let engine = |name, url: &str, executor| Engine {

@@ -1,18 +1,18 @@
 //! The volume with a step's secrets. Anyone who knows a volume's name can mount it.
 
-use integration_tests::engine::{Api, Bench, shell, until};
 use runner::ports::{Secret, StepSecret, StepSecrets, StepSpec, Steps as _};
+use test_support::engine::{Api, Bench, shell, until};
 
 #[tokio::test]
 async fn the_name_of_a_volume_with_secrets_cannot_be_guessed() {
-    let Some(bench) = Bench::of_environment() else { return };
+    let Some(bench) = Bench::from_env() else { return };
     let base = bench.prepare().await;
     let given = StepSecret {
         name: "token".into(),
         env: None,
         value: Secret::new(b"t0p-s3cret".as_slice()),
     };
-    let secrets = StepSecrets { given: vec![given], forbidden: None };
+    let secrets = StepSecrets { granted: vec![given], forbidden: None };
     let step = StepSpec { secrets, ..shell(0, "exec sleep 1000") };
     let (running, api) = (bench.try_step(&base, &step), Api::of(&bench.url));
     let run = &bench.run.run;

@@ -5,11 +5,11 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use hyper::Method;
-use integration_tests::engine::{Api, Bench, shell};
 use runner::exec::podman::Options;
 use runner::ports::{ExecError, StepSpec, Steps as _, Workspace};
 use serde_json::json;
 use tempfile::TempDir;
+use test_support::engine::{Api, Bench, shell};
 
 use super::docker::{self, ask, containers, engines, image_of};
 
@@ -46,11 +46,11 @@ fn cases(outside: &TempDir) -> Vec<(&'static str, Result<String, &'static str>)>
 
 #[tokio::test]
 async fn podman_creates_the_images_working_directory_only_inside_the_container() {
-    let Some(maker) = Bench::of_environment() else { return };
+    let Some(maker) = Bench::from_env() else { return };
     let (api, outside) = (Api::of(&maker.url), outside(&maker.url));
     let base = maker.prepare().await;
     let (ran, _) = maker.step(&base, &shell(0, &links(&outside))).await;
-    let Workspace::Container { id, .. } = &ran.left else { panic!("{:?}", ran.left) };
+    let Workspace::Container { id, .. } = &ran.workspace else { panic!("{:?}", ran.workspace) };
     for (dir, expected) in cases(&outside) {
         let name = format!("localhost/dir-{}", uuid::Uuid::new_v4());
         api.commit(id, Some(&name), &[&format!("WORKDIR {dir}"), "LABEL bob.run="]).await;
@@ -69,13 +69,13 @@ async fn podman_creates_the_images_working_directory_only_inside_the_container()
         bench.destroy().await;
         api.remove_image(&format!("{name}:latest")).await;
     }
-    maker.podman.discard(&maker.run, ran.left).await;
+    maker.podman.discard(&maker.run, ran.workspace).await;
     maker.destroy().await;
 }
 
 #[tokio::test]
 async fn podman_follows_no_symlink_that_a_step_put_into_its_working_directory() {
-    let Some(maker) = Bench::of_environment() else { return };
+    let Some(maker) = Bench::from_env() else { return };
     let (api, outside) = (Api::of(&maker.url), outside(&maker.url));
     let name = format!("localhost/dir-{}:latest", uuid::Uuid::new_v4());
     let dockerfile = format!("FROM {}\nWORKDIR /srv/deep\n", maker.run.image);
@@ -104,7 +104,7 @@ async fn docker_creates_the_images_working_directory_only_inside_the_container()
             match (bench.try_step(&job).await, expected) {
                 (Ok((ran, kept)), Ok(text)) => {
                     assert_eq!((ran.exit.code, kept.text()), (0, text), "{}: {dir}", engine.name);
-                    bench.docker.discard(&bench.run, ran.left).await;
+                    bench.docker.discard(&bench.run, ran.workspace).await;
                 }
                 (Err(ExecError::Start { code: 126, cause, .. }), Err(told)) => {
                     assert!(cause.contains(told), "{}: {dir}: {cause}", engine.name);

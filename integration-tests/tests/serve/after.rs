@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use integration_tests::engine::Api;
 use serde_json::{Value, json};
+use test_support::engine::Api;
 
 use crate::place::{Server, TestEnv};
 use crate::reader::{self, Reader};

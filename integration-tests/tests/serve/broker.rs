@@ -3,10 +3,10 @@
 
 use std::process::Output;
 
-use integration_tests::raw;
 use lapin::options::{BasicGetOptions, BasicNackOptions};
 use rustix::process::Signal;
 use serde_json::{Value, json};
+use test_support::raw;
 
 use crate::leaving::assert_no_wait_ran_out;
 use crate::place::{TestEnv, in_time};

@@ -1,8 +1,8 @@
 //! A real engine, one per test, that is killed and restarted late.
 
-use integration_tests::services::OwnServices;
 use protocol::names;
 use serde_json::json;
+use test_support::services::OwnServices;
 
 use crate::place::TestEnv;
 use crate::takeover::Outside;

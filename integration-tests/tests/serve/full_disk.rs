@@ -3,9 +3,9 @@
 use std::path::Path;
 use std::process::Stdio;
 
-use integration_tests::engine::Api;
-use integration_tests::services::OwnServices;
 use serde_json::{Value, json};
+use test_support::engine::Api;
+use test_support::services::OwnServices;
 use tokio::net::UnixStream;
 use tokio::process::Command;
 

@@ -1,9 +1,9 @@
 //! The guard of a worker: a worker's steps end with it, even if there is no other worker.
 
-use integration_tests::engine::{Api, until};
-use integration_tests::services::OwnServices;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
+use test_support::engine::{Api, until};
+use test_support::services::OwnServices;
 
 use crate::after::assert_nothing_is_left;
 use crate::place::{Server, TestEnv, in_time};

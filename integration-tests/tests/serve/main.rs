@@ -40,5 +40,3 @@ mod rerun;
 mod server;
 mod takeover;
 mod writing;
-
-use integration_tests::skipped;

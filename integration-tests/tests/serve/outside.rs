@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use integration_tests::engine::{files_of, tar_of};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
+use test_support::engine::{files_of, tar_of};
 
 use crate::place::TestEnv;
 use crate::reader;

@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use integration_tests::raw;
-use integration_tests::services::{BROKER, ENGINE, OwnServices, Services, Vhost};
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::{BasicProperties, Channel, Confirmation};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use test_support::raw;
+use test_support::services::{BROKER, ENGINE, OwnServices, Services, Vhost};
 use tokio::process::{Child, Command};
 
 use crate::keys::Keys;
@@ -46,14 +46,14 @@ pub(crate) struct TestEnv {
 impl TestEnv {
     pub(crate) async fn new() -> Option<Self> {
         let needed: Vec<&str> = [BROKER, ENGINE, &["BOB_TEST_REGISTRY"]].concat();
-        let services = Services::of_environment(&needed)?;
+        let services = Services::from_env(&needed)?;
         let engine = services.get("CONTAINER_ENGINE_URL").to_owned();
         Self::of(services, engine).await
     }
 
     /// A place whose workers have no engine.
     pub(crate) async fn without_an_engine() -> Option<Self> {
-        Self::of(Services::of_environment(BROKER)?, "unix:///nowhere".to_owned()).await
+        Self::of(Services::from_env(BROKER)?, "unix:///nowhere".to_owned()).await
     }
 
     /// A place with a broker that the test can stop and kill, and workers without an engine.

@@ -7,9 +7,9 @@ use std::process::Output;
 use std::sync::Arc;
 use std::time::Duration;
 
-use integration_tests::engine::tar_of;
 use rustix::process::Signal;
 use serde_json::{Value, json};
+use test_support::engine::tar_of;
 use tokio::process::Command;
 use tokio::sync::Notify;
 

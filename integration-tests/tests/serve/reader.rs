@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use base64::Engine as _;
 use futures::StreamExt as _;
-use integration_tests::raw;
 use lapin::Consumer;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use serde_json::Value;
+use test_support::raw;
 
 use crate::place::{TestEnv, in_time};
 

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use integration_tests::engine::Api;
-use integration_tests::services::OwnServices;
 use parking_lot::Mutex;
 use rustix::process::Signal;
 use serde_json::{Value, json};
+use test_support::engine::Api;
+use test_support::services::OwnServices;
 use tokio::sync::watch;
 
 use crate::after::assert_nothing_is_left;

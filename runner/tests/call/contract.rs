@@ -8,8 +8,8 @@ use runner::exec::Executors;
 use runner::exec::call::all;
 use runner::exec::local::{Local, Options as LocalOptions};
 use runner::ports::Executor;
-use runner::ports::conformance::{Act, CallSubject, ExecutorSubject, call};
 use serde_json::json;
+use test_support::conformance::{Act, CallSubject, ExecutorSubject, call};
 
 use super::proxmox::shortcut;
 use super::rows::pve;

@@ -16,9 +16,9 @@ use protocol::pipeline::{PullPolicy, Step};
 use runner::egress::Policy;
 use runner::exec::NamedFiles;
 use runner::exec::call::{Options, Times, all};
-use runner::ports::conformance::StepBuilder;
 use runner::ports::{ExecError, Gate, LogSink, Remote, RunScope, StepOutcome, StopSignal};
 use serde_json::Value;
+use test_support::conformance::StepBuilder;
 
 mod contract;
 mod effects;

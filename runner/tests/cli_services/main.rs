@@ -9,11 +9,8 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 mod messages;
-#[allow(dead_code, unreachable_pub, reason = "shared with other tests")]
-#[path = "../../../integration-tests/src/skipped.rs"]
-mod skipped;
 
-use skipped::{Need, missing_services, skip};
+use test_support::skipped::{Need, missing_services, skip};
 
 const NEEDED: [&str; 7] = [
     "BOB_QUEUE_URL",

@@ -17,7 +17,7 @@ use std::time::Duration;
 use protocol::id::NodeId;
 use runner::embedded::{Embedded, Options};
 use runner::host::Linux;
-use runner::ports::conformance::{EventsSubject, QueueSubject, StoreSubject, events, queue, store};
+use test_support::conformance::{EventsSubject, QueueSubject, StoreSubject, events, queue, store};
 
 fn options(dir: Option<&Path>) -> Options {
     Options {

@@ -3,10 +3,12 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use protocol::command;
 use protocol::dialect::{self, Dialect};
+use protocol::event::LogStream;
 use protocol::shell;
-use runner::exec::podman::fuzzing;
+use runner::exec::demux::{Demux, Piece};
 use runner::rules::dollar::{Job, KnownValues};
 use runner::rules::mask::{Mask, Masker};
 use runner::rules::template;
@@ -68,10 +70,36 @@ pub(crate) fn words(bytes: &[u8]) {
     assert_eq!(shell::split(&shell::join(&words)), words);
 }
 
-/// Container output. The result does not depend on how the bytes are split.
+/// Container output. The result is the same at once, in pieces of any size, and frame by frame.
 pub(crate) fn demux(bytes: &[u8]) {
-    let (first, rest) = chosen(bytes);
-    fuzzing::demux(rest, first + 1);
+    let (first, bytes) = chosen(bytes);
+    let (mut whole, mut pieces) = (Vec::new(), Vec::new());
+    let at_once = Demux::default().feed(bytes, &mut whole).is_ok();
+    let mut demux = Demux::default();
+    let in_pieces = bytes.chunks(first + 1).all(|piece| demux.feed(piece, &mut pieces).is_ok());
+    assert_eq!((at_once, streams(&whole)), (in_pieces, streams(&pieces)));
+    let (mut rest, mut framed, mut demux) =
+        (Bytes::copy_from_slice(bytes), Vec::new(), Demux::default());
+    while !rest.is_empty() {
+        match demux.split(&mut rest) {
+            Ok(Some((piece, _))) => framed.push(piece),
+            Ok(None) => {}
+            Err(_) => break,
+        }
+    }
+    assert_eq!(streams(&framed), streams(&whole));
+    let mut raw = Vec::new();
+    assert!(Demux::of(true).feed(bytes, &mut raw).is_ok());
+    assert_eq!(streams(&raw).0, bytes, "a terminal's output has no frames");
+}
+
+/// The bytes on standard output and on standard error.
+fn streams(pieces: &[Piece]) -> (Vec<u8>, Vec<u8>) {
+    let bytes_of = |stream: LogStream| {
+        let of_stream = pieces.iter().filter(|piece| piece.stream == stream);
+        of_stream.flat_map(|piece| piece.bytes.clone()).collect()
+    };
+    (bytes_of(LogStream::Stdout), bytes_of(LogStream::Stderr))
 }
 
 /// Programs with Go templates.

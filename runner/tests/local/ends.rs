@@ -7,7 +7,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::TestDir;
-use super::skipped::{Need, skip};
+use test_support::skipped::{Need, skip};
 
 const LOCAL: &str = "group: dev\nname: ends\nsteps:\n  - executor: local\n    name: only\n";
 

@@ -11,8 +11,8 @@ use bytes::Bytes;
 use protocol::event::LogStream;
 use protocol::id::Epoch;
 use protocol::pipeline::{Limits, PullPolicy};
-use runner::ports::conformance::StepBuilder;
 use runner::ports::{Gate, LogSink, RunScope, StepSpec, Steps as _, StopSignal, Workspace};
+use test_support::conformance::StepBuilder;
 
 use super::*;
 

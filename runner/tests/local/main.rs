@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use protocol::pipeline::ExecutorKind;
 use runner::exec::Executors;
 use runner::exec::local::{Local, Options};
-use runner::ports::conformance::{Act, ExecutorSubject, executor};
 use serde_json::Value;
+use test_support::conformance::{Act, ExecutorSubject, executor};
 
 mod ends;
 mod folder;
@@ -21,9 +21,6 @@ mod outputs;
 mod prunner;
 mod secrets;
 mod settings;
-#[allow(dead_code, unreachable_pub, reason = "shared with other tests")]
-#[path = "../../../integration-tests/src/skipped.rs"]
-mod skipped;
 
 fn local(dir: &Path) -> Local {
     Local::new(options(dir))

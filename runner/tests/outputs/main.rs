@@ -26,11 +26,11 @@ use futures::{StreamExt as _, stream};
 use parking_lot::Mutex;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use protocol::id::Epoch;
-use runner::ports::conformance::{OutputStoreSubject, outputs};
 use runner::ports::{ByteStream, Origin, OutputLocation, OutputStore};
 use runner::transfer::{ArtifactStore, Bucket, Directory, Http, Options};
 use s3::{S3, SECRET};
 use server::{Request, Server, nobody};
+use test_support::conformance::{OutputStoreSubject, outputs};
 
 pub(crate) fn origin() -> Origin {
     Origin { run: "r-1".parse().unwrap(), epoch: Epoch(42), attempt: 3 }

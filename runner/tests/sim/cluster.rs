@@ -24,7 +24,7 @@ use crate::{broker, check, edge, engine, executor, store, stream};
 const PATIENCE: Duration = Duration::from_secs(1_800);
 pub const LEASE: Duration = Duration::from_secs(10);
 /// Longer than any pause in a history. Unlike a real clock, this one continues during a pause.
-pub const STANDS_STILL: Duration = Duration::from_secs(120);
+pub const STALL_TIMEOUT: Duration = Duration::from_secs(120);
 pub const MAX_LOSSES: u32 = 3;
 
 struct Running {
@@ -63,12 +63,12 @@ impl Cluster {
             slots: self.world.plan.slots,
             parallel_steps: 3,
             lease_ttl: LEASE,
-            stands_still: STANDS_STILL,
+            stall_timeout: STALL_TIMEOUT,
             kill_grace: Duration::from_secs(2),
             drain: Duration::from_secs(5),
             network: None,
             pull: PullPolicy::Missing,
-            heartbeat: Duration::from_secs(10),
+            node_refresh: Duration::from_secs(10),
             retention: Duration::from_secs(24 * 3600),
             own_queue: false,
             rescue: true,

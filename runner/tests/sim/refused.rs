@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use protocol::run::{Cause, Status};
 
-use crate::cluster::{PlayedHistory, STANDS_STILL, play};
+use crate::cluster::{PlayedHistory, STALL_TIMEOUT, play};
 use crate::plan::{FaultEvent, Plan, RunPlan};
 use crate::world::lock;
 
 const SECOND: Duration = Duration::from_secs(1);
 /// The length of an outage: longer than the watchdog lets a task stall, and longer than 20 requeues
 /// take.
-const OUTAGE: Duration = STANDS_STILL.saturating_mul(3);
+const OUTAGE: Duration = STALL_TIMEOUT.saturating_mul(3);
 
 /// Plays a history. Panics if it violates an invariant, or if a worker exits by itself.
 fn play_without_violations(plan: Plan) -> PlayedHistory {

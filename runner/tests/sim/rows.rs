@@ -5,7 +5,7 @@ use std::time::Duration;
 use protocol::id::StepName;
 use protocol::run::{Cause, Status, StepStatus};
 
-use crate::cluster::{PlayedHistory, STANDS_STILL, play};
+use crate::cluster::{PlayedHistory, STALL_TIMEOUT, play};
 use crate::plan::{EffectSide, Fault, FaultEvent, Plan, Rule, RunPlan};
 use crate::world::lock;
 
@@ -323,7 +323,7 @@ fn a_stalled_drive_is_aborted_and_costs_its_run_a_loss() {
 
 #[test]
 fn a_long_outage_of_a_service_is_not_a_stall_of_the_loops() {
-    let long = STANDS_STILL * 3;
+    let long = STALL_TIMEOUT * 3;
     let engine = FaultEvent::EngineAway { engine: 0, span: long };
     for blow in [FaultEvent::StoreAway(long), FaultEvent::StreamAway(long), engine] {
         let run = || RunPlan::new("r0", &["work 10 0", "work 600000 0", "work 10 0"]);

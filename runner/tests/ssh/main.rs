@@ -15,13 +15,13 @@ use runner::egress::Policy;
 use runner::exec::local::{Local, Options as LocalOptions};
 use runner::exec::ssh::{Options, Ssh};
 use runner::exec::{Executors, NamedFiles};
-use runner::ports::conformance::{Act, ExecutorSubject, StepBuilder, remote};
 use runner::ports::{
     ExecError, Executor, Gate, LogSink, Remote, RunScope, StepOutcome, StepSpec, StopLevel,
     StopSignal,
 };
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Map, Value, json};
+use test_support::conformance::{Act, ExecutorSubject, StepBuilder, remote};
 use tokio::sync::Notify;
 
 mod broken;
@@ -30,9 +30,6 @@ mod jobs;
 mod reach;
 mod server;
 mod shells;
-#[allow(dead_code, unreachable_pub, reason = "shared with other tests")]
-#[path = "../../../integration-tests/src/skipped.rs"]
-mod skipped;
 
 use server::Server;
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 
-use crate::skipped::{Need, skip};
+use test_support::skipped::{Need, skip};
 
 /// Debian's path. It is not in a user's `PATH`.
 const SSHD: &str = "/usr/sbin/sshd";

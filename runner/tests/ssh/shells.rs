@@ -2,8 +2,8 @@
 
 use std::os::unix::fs::symlink;
 
-use super::skipped::{Need, skip};
 use super::*;
+use test_support::skipped::{Need, skip};
 
 /// A host on which `sh` is the named program, with or without `setsid`.
 struct Host(tempfile::TempDir);

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
-use protocol::id::RunId;
+use protocol::id::{RunId, StepPosition};
 use protocol::names;
 use protocol::pipeline::Vars;
 use runner::ports::{ByteStream, LoggerFeed, Origin, Ports, Transfer, TransferError, Txn};
 use runner::rules::callback::Notification;
-use runner::worker::suite::{Rig, new_node, options};
 use serde_json::json;
+use test_support::worker_suite::{Rig, new_node, options};
 use tokio::sync::Notify;
 
 use crate::rig;
@@ -149,7 +149,11 @@ async fn the_backlog_of_a_hanging_receiver_does_not_delay_others() {
             since: rig.ports.host.now().0,
             due: 0,
         };
-        let key = names::callback_key(&format!("r-{number:03}").parse().unwrap(), 0, 0);
+        let key = names::callback_key(
+            &format!("r-{number:03}").parse().unwrap(),
+            StepPosition::new(0),
+            0,
+        );
         let txn = Txn::new().put(key, serde_json::to_vec(&news).unwrap());
         assert!(rig.ports.store.txn(txn).await.unwrap().committed);
     }

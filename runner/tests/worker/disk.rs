@@ -8,12 +8,12 @@ use protocol::names;
 use protocol::pipeline::ExecutorKind;
 use protocol::run::{Cause, NodeDisk, Status};
 use protocol::time::Millis;
-use runner::exec::scripted::Scripted;
 use runner::host;
 use runner::ports::{BaseImage, Disk, Images as _, Route, Steps as _, Txn};
-use runner::worker::suite::{Rig, new_node, options, until};
 use runner::worker::{DiskOptions, Options};
 use serde_json::{Value, json};
+use test_support::scripted::Scripted;
+use test_support::worker_suite::{Rig, new_node, options, until};
 
 use crate::rig_on;
 
@@ -21,7 +21,7 @@ use crate::rig_on;
 fn watchful() -> Options {
     let mut options = options(new_node(), 1);
     options.disk.look = Duration::from_millis(20);
-    options.heartbeat = Duration::from_millis(50);
+    options.node_refresh = Duration::from_millis(50);
     options
 }
 

@@ -11,7 +11,7 @@ use runner::ports::{
     Consumer, Delivery, EventStream, Events, EventsError, Message, Ports, Position, Queue,
     QueueError, Route, Source, Ticket,
 };
-use runner::worker::suite::{new_node, options};
+use test_support::worker_suite::{new_node, options};
 
 use crate::rig;
 

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use protocol::names;
 use protocol::run::{Cause, Status};
-use runner::exec::scripted::Scripted;
 use runner::host;
 use runner::ports::{Disk, Ports};
-use runner::worker::suite::{new_node, options, until};
+use test_support::scripted::Scripted;
+use test_support::worker_suite::{new_node, options, until};
 
 use crate::rig_on;
 

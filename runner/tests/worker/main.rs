@@ -6,8 +6,6 @@ mod disk;
 mod ends;
 mod engine;
 mod output;
-#[macro_use]
-mod rows;
 mod secrets;
 
 use std::sync::Arc;
@@ -17,13 +15,13 @@ use std::time::Duration;
 use protocol::run::{NodeCpu, NodeMemory, Status};
 use protocol::time::Millis;
 use runner::embedded::{Embedded, Options};
-use runner::exec::scripted::Scripted;
 use runner::ports::{Host, NoSecrets, Ports};
 use runner::worker::RenderInline;
-use runner::worker::suite::{
+use runner::{host, transfer};
+use test_support::scripted::Scripted;
+use test_support::worker_suite::{
     MakePorts, Rig, commands, hard, large, later, marks, rerun, runs, takeover,
 };
-use runner::{host, transfer};
 
 async fn rig() -> (Rig, Embedded) {
     rig_on(Arc::new(Scripted::default()), Arc::new(host::Linux::default())).await
@@ -72,7 +70,7 @@ macro_rules! make_tests {
     };
 }
 
-for_each_row!(make_tests);
+test_support::for_each_row!(make_tests);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn malformed_messages_are_dead_lettered_with_an_event() {

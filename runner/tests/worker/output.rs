@@ -2,8 +2,8 @@
 
 use protocol::event::{Event, LogStream, Reason};
 use protocol::run::{Cause, Status};
-use runner::worker::suite::{Rig, new_node, options};
 use serde_json::{Value, json};
+use test_support::worker_suite::{Rig, new_node, options};
 
 use crate::rig;
 

@@ -20,8 +20,8 @@ use runner::ports::{
 };
 use runner::transfer::{Directory, Keeper};
 use runner::worker::Options;
-use runner::worker::suite::{Rig, new_node, options, until};
 use serde_json::{Value, json};
+use test_support::worker_suite::{Rig, new_node, options, until};
 
 use crate::rig;
 
