@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use futures::FutureExt as _;
 use parking_lot::Mutex;
 use protocol::id::NodeId;
 use tokio::process::{Child, Command};
@@ -22,13 +23,15 @@ use crate::ports::{Guard, Pauses};
 
 pub use crate::telemetry::Form;
 
-/// The running program, even if its file was replaced by a newer version, so that both sides match.
+/// The program of this process, even if its file was since replaced. Worker and guard thus always
+/// have the same version.
 const THIS_PROGRAM: &str = "/proc/self/exe";
-/// The first and the longest pause before a restart.
-const AGAIN_FIRST: Duration = Duration::from_secs(1);
-const AGAIN_MOST: Duration = Duration::from_secs(60);
-/// How long to wait for the end of a dismissed guard.
-const ENDS_WITHIN: Duration = Duration::from_secs(5);
+/// The pause before the first restart. It doubles with each further one.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// The longest pause before a restart.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// How long a dismissed guard can take to exit before it is killed.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The settings of a guard.
 #[derive(Debug, Clone)]
@@ -45,76 +48,80 @@ pub struct GuardSettings {
     pub form: Form,
 }
 
-/// The guard of this process.
+/// Keeps a guard of this process running.
 #[derive(Debug)]
 pub struct Keeper {
-    line: Arc<Line>,
-    /// The task that keeps the guard running.
-    keeping: JoinSet<()>,
+    link: Arc<Link>,
+    /// The task that starts and restarts the guard.
+    task: JoinSet<()>,
 }
 
 /// The connection to the current guard.
 #[derive(Debug)]
-struct Line {
-    told: GuardSettings,
-    end: Mutex<End>,
+struct Link {
+    settings: GuardSettings,
+    state: Mutex<LinkState>,
     /// Notified when the guard no longer reads.
-    is_stuck: Notify,
+    stuck: Notify,
     dismissed: CancellationToken,
 }
 
 #[derive(Debug, Default)]
-struct End {
+struct LinkState {
+    /// The pipe to the guard's standard input. `None` if no guard is running.
     pipe: Option<File>,
-    /// The last reported lease time, for the next guard.
-    until: Option<Duration>,
+    /// The last reported lease deadline, which a new guard must receive.
+    lease_until: Option<Duration>,
 }
 
-impl Line {
-    fn end(&self) -> parking_lot::MutexGuard<'_, End> {
-        self.end.lock()
+impl Link {
+    fn state(&self) -> parking_lot::MutexGuard<'_, LinkState> {
+        self.state.lock()
     }
 
-    /// Sends a message if there is a guard.
-    fn send(&self, end: &mut End, word: &GuardMessage) {
-        let Some(pipe) = &mut end.pipe else { return };
-        match pipe.write_all(&word.line()) {
+    /// Sends a message if a guard is running.
+    fn send(&self, state: &mut LinkState, message: &GuardMessage) {
+        let Some(pipe) = &mut state.pipe else { return };
+        match pipe.write_all(&message.line()) {
             Ok(()) => {}
-            // The guard has not read for hours. It must not wake up and act on old messages.
-            Err(cause) if cause.kind() == ErrorKind::WouldBlock => self.is_stuck.notify_one(),
+            // The pipe is full because the guard has not read for hours. `attend` kills it, so that
+            // it cannot wake up and act on old messages.
+            Err(cause) if cause.kind() == ErrorKind::WouldBlock => self.stuck.notify_one(),
             // The guard has died. `keep` starts another one.
-            Err(_) => end.pipe = None,
+            Err(_) => state.pipe = None,
         }
     }
 
-    /// Uses a new pipe from now on, and sends the state that a new guard needs.
+    /// Connects to a new guard and sends it the current state.
     fn attach(&self, pipe: File) {
-        let mut end = self.end();
-        end.pipe = Some(pipe);
-        if let Some(engine) = &self.told.engine {
-            self.send(&mut end, &GuardMessage::Engine(engine.clone()));
+        let mut state = self.state();
+        // A notification about an earlier guard must not kill this one.
+        self.stuck.notified().now_or_never();
+        state.pipe = Some(pipe);
+        if let Some(engine) = &self.settings.engine {
+            self.send(&mut state, &GuardMessage::Engine(engine.clone()));
         }
-        if let Some(docker) = &self.told.docker {
-            self.send(&mut end, &GuardMessage::Docker(docker.clone()));
+        if let Some(docker) = &self.settings.docker {
+            self.send(&mut state, &GuardMessage::Docker(docker.clone()));
         }
-        if let Some(until) = end.until {
-            self.send(&mut end, &GuardMessage::owned_until(until));
+        if let Some(until) = state.lease_until {
+            self.send(&mut state, &GuardMessage::owned_until(until));
         }
         if self.dismissed.is_cancelled() {
-            self.send(&mut end, &GuardMessage::Goodbye);
+            self.send(&mut state, &GuardMessage::Goodbye);
         }
     }
 
     fn start(&self) -> anyhow::Result<Child> {
-        let (input, output) = std::io::pipe().context("no pipe can be made")?;
-        let GuardSettings { worker, level, form, .. } = &self.told;
+        let (input, output) = std::io::pipe().context("cannot create a pipe")?;
+        let GuardSettings { worker, level, form, .. } = &self.settings;
         let form = match form {
-            // The CI format would log to its standard output, which is null.
+            // The CI format logs to standard output, which a guard does not have.
             Form::Text | Form::Ci => "text",
             Form::Json => "json",
         };
-        // It inherits only the pipe and standard error. It inherits no variables, because they
-        // include secrets.
+        // The guard inherits only the pipe and standard error. It inherits no environment variables,
+        // because they include secrets.
         let child = Command::new(THIS_PROGRAM)
             .arg0("bob-runner")
             .args(["guard", "--level", level, "--form", form, "--"])
@@ -123,12 +130,12 @@ impl Line {
             .current_dir("/")
             .stdin(Stdio::from(input))
             .stdout(Stdio::null())
-            // Signals to the worker's process group must not reach it.
+            // Signals to the worker's process group must not reach the guard.
             .process_group(0)
             .kill_on_drop(false)
             .spawn()
-            .context("it cannot be started")?;
-        self.attach(nonblocking(output).context("its pipe cannot be used")?);
+            .context("cannot start its process")?;
+        self.attach(nonblocking(output).context("cannot make its pipe non-blocking")?);
         Ok(child)
     }
 }
@@ -139,16 +146,16 @@ fn nonblocking(pipe: PipeWriter) -> std::io::Result<File> {
     Ok(pipe)
 }
 
-impl Guard for Line {
+impl Guard for Link {
     fn feed(&self, until: Duration) {
-        let mut end = self.end();
-        end.until = Some(until);
-        self.send(&mut end, &GuardMessage::owned_until(until));
+        let mut state = self.state();
+        state.lease_until = Some(until);
+        self.send(&mut state, &GuardMessage::owned_until(until));
     }
 
     fn dismiss(&self) {
-        let mut end = self.end();
-        self.send(&mut end, &GuardMessage::Goodbye);
+        let mut state = self.state();
+        self.send(&mut state, &GuardMessage::Goodbye);
         self.dismissed.cancel();
     }
 }
@@ -156,85 +163,86 @@ impl Guard for Line {
 impl Keeper {
     /// Starts a guard for this process, and restarts it whenever it dies.
     #[must_use]
-    pub fn start(told: GuardSettings) -> Self {
-        let line = Arc::new(Line {
-            told,
-            end: Mutex::default(),
-            is_stuck: Notify::new(),
+    pub fn start(settings: GuardSettings) -> Self {
+        let link = Arc::new(Link {
+            settings,
+            state: Mutex::default(),
+            stuck: Notify::new(),
             dismissed: CancellationToken::new(),
         });
-        let mut keeping = JoinSet::new();
-        keeping.spawn(keep(Arc::clone(&line)));
-        Self { line, keeping }
+        let mut task = JoinSet::new();
+        task.spawn(keep(Arc::clone(&link)));
+        Self { link, task }
     }
 
     /// The handle through which the worker reports.
     #[must_use]
     pub fn guard(&self) -> Arc<dyn Guard> {
-        Arc::clone(&self.line) as Arc<dyn Guard>
+        Arc::clone(&self.link) as Arc<dyn Guard>
     }
 
-    /// Waits for the end of a dismissed guard. A guard that was not dismissed still has work after
-    /// the end of this process.
+    /// Waits until a dismissed guard has exited. Returns at once if the guard was not dismissed: it
+    /// still has work after this process has ended.
     pub async fn end(mut self) {
-        if self.line.dismissed.is_cancelled() {
-            while self.keeping.join_next().await.is_some() {}
+        if self.link.dismissed.is_cancelled() {
+            while self.task.join_next().await.is_some() {}
         }
     }
 }
 
 /// Keeps a guard running until it is dismissed.
-async fn keep(line: Arc<Line>) {
-    let (mut pauses, mut failed) = (Pauses::doubling(AGAIN_FIRST, AGAIN_MOST), false);
-    while !line.dismissed.is_cancelled() {
-        let begun = Instant::now();
-        match line.start() {
+async fn keep(link: Arc<Link>) {
+    let (mut pauses, mut failed) = (Pauses::doubling(FIRST_PAUSE, LONGEST_PAUSE), false);
+    while !link.dismissed.is_cancelled() {
+        let started = Instant::now();
+        match link.start() {
             Ok(mut child) => {
                 if failed {
-                    info!("a guard could be started");
+                    info!("started a guard for this worker");
                     failed = false;
                 }
-                attend(&line, &mut child).await;
-                if line.dismissed.is_cancelled() {
+                attend(&link, &mut child).await;
+                if link.dismissed.is_cancelled() {
                     return;
                 }
-                if begun.elapsed() > AGAIN_MOST {
+                if started.elapsed() > LONGEST_PAUSE {
                     pauses.reset();
                 }
-                warn!("the guard of this worker has ended by itself; another one is started");
+                warn!("the guard of this worker has died; starting another one");
             }
-            Err(cause) if failed => debug!("still no guard: {cause:#}"),
+            Err(cause) if failed => debug!("still cannot start a guard: {cause:#}"),
             Err(cause) => {
                 failed = true;
                 warn!(
-                    "this worker has no guard ({cause:#}): should it be killed or freeze, its \
-                     steps run on until another worker takes their runs up on the same engine"
+                    "this worker has no guard ({cause:#}): if the worker is killed or freezes, its \
+                     steps keep running until another worker resumes their runs on the same engine"
                 );
             }
         }
         tokio::select! {
             biased;
-            () = line.dismissed.cancelled() => {}
+            () = link.dismissed.cancelled() => {}
             () = pauses.wait() => {}
         }
     }
 }
 
-/// Waits for the end of a guard, and kills it if it is stuck.
-async fn attend(line: &Line, child: &mut Child) {
+/// Waits until a guard exits. Kills it if it is stuck, or does not exit after its dismissal.
+async fn attend(link: &Link, child: &mut Child) {
     tokio::select! {
         biased;
-        _ = child.wait() => return line.end().pipe = None,
-        () = line.is_stuck.notified() => warn!("the guard of this worker stands still"),
-        () = line.dismissed.cancelled() => {
-            if timeout(ENDS_WITHIN, child.wait()).await.is_ok() {
+        _ = child.wait() => return link.state().pipe = None,
+        () = link.stuck.notified() => warn!("the guard of this worker is stuck; killing it"),
+        () = link.dismissed.cancelled() => {
+            if timeout(EXIT_TIMEOUT, child.wait()).await.is_ok() {
                 return;
             }
         }
     }
-    // Keep the pipe open until it is dead. It would take a closed pipe for the worker's death.
+    // Keep the pipe open until the guard is dead. A closed pipe would tell it that the worker has
+    // died.
     child.kill().await.ok();
-    line.end().pipe = None;
+    link.state().pipe = None;
 }
 
 #[cfg(test)]
@@ -244,8 +252,8 @@ mod tests {
     use super::super::message::MessageReader;
     use super::*;
 
-    fn line() -> Line {
-        let told = GuardSettings {
+    fn link() -> Link {
+        let settings = GuardSettings {
             worker: NodeId::from_stored("bob/runner-1"),
             engine: Some("unix:///e".into()),
             docker: Some("unix:///d".into()),
@@ -253,47 +261,60 @@ mod tests {
             form: Form::Text,
         };
         let dismissed = CancellationToken::new();
-        Line { told, end: Mutex::default(), is_stuck: Notify::new(), dismissed }
+        Link { settings, state: Mutex::default(), stuck: Notify::new(), dismissed }
     }
 
-    fn read_messages(mut from: std::io::PipeReader) -> Vec<GuardMessage> {
-        let (mut bytes, mut words) = (Vec::new(), MessageReader::default());
-        from.read_to_end(&mut bytes).unwrap();
-        words.push(&bytes);
-        std::iter::from_fn(|| words.next()).collect()
+    fn read_messages(mut pipe: std::io::PipeReader) -> Vec<GuardMessage> {
+        let (mut bytes, mut reader) = (Vec::new(), MessageReader::default());
+        pipe.read_to_end(&mut bytes).unwrap();
+        reader.push(&bytes);
+        std::iter::from_fn(|| reader.next()).collect()
     }
 
     #[test]
-    fn each_new_guard_receives_the_engine_and_the_end_of_the_lease() {
-        let line = line();
+    fn each_new_guard_receives_the_engines_and_the_lease_deadline() {
+        let link = link();
         let mut pipes = Vec::new();
         for secs in [1, 2] {
             let (input, output) = std::io::pipe().unwrap();
-            line.attach(nonblocking(output).unwrap());
-            line.feed(Duration::from_secs(secs));
+            link.attach(nonblocking(output).unwrap());
+            link.feed(Duration::from_secs(secs));
             pipes.push(input);
         }
-        line.dismiss();
-        drop(line);
+        link.dismiss();
+        drop(link);
         let (engine, docker) =
             (GuardMessage::Engine("unix:///e".into()), GuardMessage::Docker("unix:///d".into()));
         let until = GuardMessage::StandsUntil;
-        let heard: Vec<_> = pipes.into_iter().map(read_messages).collect();
-        assert_eq!(heard[0], [engine.clone(), docker.clone(), until(1000)]);
-        assert_eq!(heard[1], [engine, docker, until(1000), until(2000), GuardMessage::Goodbye]);
+        let received: Vec<_> = pipes.into_iter().map(read_messages).collect();
+        assert_eq!(received[0], [engine.clone(), docker.clone(), until(1000)]);
+        assert_eq!(received[1], [engine, docker, until(1000), until(2000), GuardMessage::Goodbye]);
     }
 
     #[tokio::test]
-    async fn a_guard_that_does_not_read_is_noticed_and_blocks_nothing() {
-        let line = line();
+    async fn a_guard_that_does_not_read_is_detected_and_does_not_block_the_worker() {
+        let link = link();
         let (input, output) = std::io::pipe().unwrap();
-        line.attach(nonblocking(output).unwrap());
+        link.attach(nonblocking(output).unwrap());
         for secs in 0..10_000 {
-            line.feed(Duration::from_secs(secs));
+            link.feed(Duration::from_secs(secs));
         }
-        line.is_stuck.notified().await;
+        link.stuck.notified().await;
         drop(input);
-        line.feed(Duration::from_secs(1));
-        assert!(line.end().pipe.is_none(), "no one is listening");
+        link.feed(Duration::from_secs(1));
+        assert!(link.state().pipe.is_none(), "the pipe to a dead guard must be dropped");
+    }
+
+    #[test]
+    fn a_stuck_guard_does_not_make_the_next_one_count_as_stuck() {
+        let link = link();
+        let (_stuck, output) = std::io::pipe().unwrap();
+        link.attach(nonblocking(output).unwrap());
+        for secs in 0..10_000 {
+            link.feed(Duration::from_secs(secs));
+        }
+        let (_reads, output) = std::io::pipe().unwrap();
+        link.attach(nonblocking(output).unwrap());
+        assert!(link.stuck.notified().now_or_never().is_none());
     }
 }
