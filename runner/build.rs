@@ -1,6 +1,7 @@
-//! Embeds the commit in a release build: `BOB_COMMIT` if it is set, for example because there is no
-//! repository, else the commit that git reports. A debug build has none, because every commit would
-//! cause a rebuild.
+//! Sets `BOB_COMMIT`, the commit that the program reports, in a release build inside a repository.
+//!
+//! A value from the environment takes precedence, for example for a build from an archive. A debug
+//! build does not ask git, because every commit would then cause a rebuild.
 #![allow(
     clippy::disallowed_methods,
     clippy::print_stdout,
@@ -15,17 +16,19 @@ fn main() {
     if !is_release || std::env::var_os("BOB_COMMIT").is_some() {
         return;
     }
-    // The log of HEAD changes with each commit. A copy without a repository has neither.
-    let watched = git(&["rev-parse", "--git-path", "logs/HEAD"]);
+    // The log of HEAD grows with each commit, unlike HEAD itself.
+    let head_log = git(&["rev-parse", "--git-path", "logs/HEAD"]);
     let commit = git(&["rev-parse", "--short=12", "HEAD"]);
-    if let (Some(watched), Some(commit)) = (watched, commit) {
-        println!("cargo::rerun-if-changed={watched}");
+    // Outside a repository, both are `None`.
+    if let (Some(head_log), Some(commit)) = (head_log, commit) {
+        println!("cargo::rerun-if-changed={head_log}");
         println!("cargo::rustc-env=BOB_COMMIT={commit}");
     }
 }
 
-fn git(words: &[&str]) -> Option<String> {
-    let said = Command::new("git").args(words).output().ok()?;
-    let text = String::from_utf8(said.stdout).ok()?;
-    said.status.success().then(|| text.trim().to_owned()).filter(|text| !text.is_empty())
+/// The output of a git command. `None` if it fails or prints nothing.
+fn git(args: &[&str]) -> Option<String> {
+    let output = Command::new("git").args(args).output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    output.status.success().then(|| text.trim().to_owned()).filter(|text| !text.is_empty())
 }

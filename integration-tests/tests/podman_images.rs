@@ -18,7 +18,7 @@ fn stream_of(bytes: Vec<u8>) -> ByteStream {
     stream::iter([Ok(Bytes::from(bytes))]).boxed()
 }
 
-/// A busybox image with unusual settings.
+/// Commits an image with unusual settings and returns its id.
 async fn odd_image(bench: &Bench, name: Option<&str>) -> String {
     let base = bench.prepare().await;
     let line = "mkdir -p /srv/deep /data; echo 'svc:x:7:7::/srv:/bin/sh' >> /etc/passwd; \
@@ -115,7 +115,8 @@ async fn the_image_of_a_step_has_the_configuration_of_the_base_image() {
     let name = format!("localhost/configured-{}:latest", uuid::Uuid::new_v4());
     let dockerfile = format!(
         "FROM {}\nENV GREETING=\"hello there\"\nENV PLAIN=a\nENV EMPTY=\n\
-         ENV QUOTED=\"it's \\\"q\\\"\"\nENV SLASH=\"back\\\\slash\"\nENV DOLLAR=\"\\$HOME\"\nENTRYPOINT [\"sh\",\"-c\"]\nCMD [\"exit 3\"]\n\
+         ENV QUOTED=\"it's \\\"q\\\"\"\nENV SLASH=\"back\\\\slash\"\nENV DOLLAR=\"\\$HOME\"\n\
+         ENTRYPOINT [\"sh\",\"-c\"]\nCMD [\"exit 3\"]\n\
          HEALTHCHECK --interval=5s CMD true\nWORKDIR /srv\nSTOPSIGNAL SIGINT\n",
         maker.run.image
     );
@@ -132,7 +133,7 @@ async fn the_image_of_a_step_has_the_configuration_of_the_base_image() {
         ("DOLLAR", "$HOME"),
     ];
     // The step overrides each of them.
-    let env = values.map(|(name, _)| (name.to_owned(), "of the step".to_owned()));
+    let env = values.map(|(name, _)| (name.to_owned(), "from the step".to_owned()));
     let env = Vars::from_iter(env);
     let first = StepSpec { env, work_dir: Some("/tmp".into()), ..script(0, "echo made > /made") };
     let (workspace, _) = bench.pass(&base, &first).await;
@@ -213,34 +214,36 @@ const REGISTRY_VARIABLES: &[&str] = &[
     "BOB_TEST_REGISTRY_PASSWORD",
 ];
 
+/// A registry with an image that the engine does not have.
 struct Registry {
     services: Services,
     host: String,
-    name: String,
-    auth: tempfile::TempDir,
+    image: String,
+    auth_dir: tempfile::TempDir,
 }
 
 impl Registry {
-    /// Pushes the base image to a registry under a unique name that the engine does not have.
+    /// Pushes the base image under a unique name to the registry whose host is in this environment
+    /// variable.
     async fn with_image(variable: &str) -> Option<Self> {
         let services = Services::from_env(REGISTRY_VARIABLES)?;
         let host = services.get(variable).to_owned();
-        let name = format!("{host}/t-{}:good", uuid::Uuid::new_v4());
-        let registry = Self { services, host, name, auth: tempfile::tempdir().unwrap() };
+        let image = format!("{host}/t-{}:good", uuid::Uuid::new_v4());
+        let registry = Self { services, host, image, auth_dir: tempfile::tempdir().unwrap() };
         let api = Api::of(registry.services.get("CONTAINER_ENGINE_URL"));
         let user = registry.services.get("BOB_TEST_REGISTRY_USER");
         let password = registry.services.get("BOB_TEST_REGISTRY_PASSWORD");
-        api.push(registry.services.get("BOB_TEST_IMAGE"), &registry.name, user, password).await;
+        api.push(registry.services.get("BOB_TEST_IMAGE"), &registry.image, user, password).await;
         Some(registry)
     }
 
+    /// Creates an executor that logs in to the registry with this password, or not at all.
     fn bench(&self, image: &str, password: Option<&str>) -> Bench {
-        let file = self.auth.path().join(format!("auth-{}.json", uuid::Uuid::new_v4()));
+        let file = self.auth_dir.path().join(format!("auth-{}.json", uuid::Uuid::new_v4()));
         let user = self.services.get("BOB_TEST_REGISTRY_USER");
-        let login = password.map(|password| {
-            serde_json::json!({ &self.host: { "username": user, "password": password } })
-        });
-        let auths = serde_json::json!({ "auths": login.unwrap_or_else(|| serde_json::json!({})) });
+        let login = password
+            .map(|password| json!({ &self.host: { "username": user, "password": password } }));
+        let auths = json!({ "auths": login.unwrap_or_else(|| json!({})) });
         std::fs::write(&file, auths.to_string()).unwrap();
         let options = Options {
             auth_files: vec![file],
@@ -255,7 +258,7 @@ impl Registry {
 #[tokio::test]
 async fn an_image_is_pulled_once_for_concurrent_requests_and_then_reused() {
     let Some(registry) = Registry::with_image("BOB_TEST_REGISTRY").await else { return };
-    let bench = registry.bench(&registry.name, None);
+    let bench = registry.bench(&registry.image, None);
     let (first, second) = tokio::join!(bench.prepare(), bench.prepare());
     assert_eq!(first, second);
     let (_, output) = bench.pass(&first, &step(0, &["echo", "pulled"])).await;
@@ -263,16 +266,16 @@ async fn an_image_is_pulled_once_for_concurrent_requests_and_then_reused() {
     bench.destroy().await;
     // The engine now has the image. Only `always` contacts the registry again.
     for pull in [PullPolicy::Never, PullPolicy::Missing, PullPolicy::Always] {
-        let mut bench = registry.bench(&registry.name, None);
+        let mut bench = registry.bench(&registry.image, None);
         bench.run.pull = pull;
         assert_eq!(bench.prepare().await, first, "{pull:?}");
         bench.destroy().await;
     }
-    Api::of(&bench.url).remove_image(&registry.name).await;
+    Api::of(&bench.url).remove_image(&registry.image).await;
 }
 
 #[tokio::test]
-async fn a_missing_tag_is_distinguished_from_one_that_needs_credentials() {
+async fn a_missing_tag_is_distinguished_from_an_image_that_needs_credentials() {
     let Some(registry) = Registry::with_image("BOB_TEST_REGISTRY_AUTH").await else { return };
     let valid_password = registry.services.get("BOB_TEST_REGISTRY_PASSWORD").to_owned();
     let pull_error = async |image: &str, password: Option<&str>| {
@@ -281,45 +284,45 @@ async fn a_missing_tag_is_distinguished_from_one_that_needs_credentials() {
         assert!(matches!(error, ExecError::Image { .. }), "{error:?}");
         error.to_string()
     };
-    let missing = registry.name.replace(":good", ":bad");
+    let missing = registry.image.replace(":good", ":bad");
     let message = pull_error(&missing, Some(&valid_password)).await;
     assert!(message.contains("no such image or tag") && message.contains(&missing), "{message}");
     for password in [Some("wrong"), None] {
-        let message = pull_error(&registry.name, password).await;
+        let message = pull_error(&registry.image, password).await;
         assert!(message.contains("BOB_REGISTRY_AUTH_FILE"), "{message}");
         assert!(!message.contains("wrong"), "the password is in {message}");
     }
-    let bench = registry.bench(&registry.name, Some(&valid_password));
+    let bench = registry.bench(&registry.image, Some(&valid_password));
     bench.prepare().await;
     bench.destroy().await;
-    Api::of(&bench.url).remove_image(&registry.name).await;
+    Api::of(&bench.url).remove_image(&registry.image).await;
 }
 
 #[tokio::test]
-async fn credentials_come_from_the_first_file_that_knows_the_registry() {
+async fn credentials_come_from_the_first_file_that_names_the_registry() {
     let Some(registry) = Registry::with_image("BOB_TEST_REGISTRY_AUTH").await else { return };
     let file = |name: &str, host: &str, password: &str| {
         let user = registry.services.get("BOB_TEST_REGISTRY_USER");
-        let auths = serde_json::json!({ host: { "username": user, "password": password } });
-        let path = registry.auth.path().join(name);
-        std::fs::write(&path, serde_json::json!({ "auths": auths }).to_string()).unwrap();
+        let auths = json!({ host: { "username": user, "password": password } });
+        let path = registry.auth_dir.path().join(name);
+        std::fs::write(&path, json!({ "auths": auths }).to_string()).unwrap();
         path
     };
     let password = registry.services.get("BOB_TEST_REGISTRY_PASSWORD");
     let options = Options {
         auth_files: vec![
-            registry.auth.path().join("not-there.json"),
+            registry.auth_dir.path().join("missing.json"),
             file("other.json", "other.example", "x"),
             file("good.json", &registry.host, password),
-            file("late.json", &registry.host, "wrong"),
+            file("later.json", &registry.host, "wrong"),
         ],
         insecure_registries: vec![registry.host.clone()],
         ..Options::new(registry.services.get("CONTAINER_ENGINE_URL"))
     };
-    let bench = Bench::new(&options, &registry.name);
+    let bench = Bench::new(&options, &registry.image);
     bench.prepare().await;
     bench.destroy().await;
-    Api::of(&bench.url).remove_image(&registry.name).await;
+    Api::of(&bench.url).remove_image(&registry.image).await;
 }
 
 #[tokio::test]
@@ -338,7 +341,7 @@ async fn a_registry_that_is_down_or_has_no_tls_is_reported_as_such() {
         "{message}"
     );
     options.insecure_registries.clear();
-    let bench = Bench::new(&options, &registry.name);
+    let bench = Bench::new(&options, &registry.image);
     let message = bench.podman.prepare(&bench.run, &bench.stop).await.unwrap_err().to_string();
     assert!(message.contains("BOB_REGISTRY_INSECURE"), "{message}");
 }
@@ -400,7 +403,7 @@ async fn a_truncated_or_invalid_archive_is_reported_as_an_error_of_the_resource(
 }
 
 #[tokio::test]
-async fn an_artifact_path_is_relative_to_the_directory_of_its_step() {
+async fn an_artifact_path_is_relative_to_the_working_directory_of_its_step() {
     let Some(bench) = Bench::from_env() else { return };
     let base = bench.prepare().await;
     let line = "mkdir -p out/deep; echo one > out/a; echo two > out/deep/b; echo three > /tmp/c";

@@ -1,7 +1,8 @@
-//! The immutable parts of a run: its definition and the values given at the start.
+//! The immutable parts of a run: its definition, and the values that its start has set.
 //!
-//! They are stored under their own key and never rewritten, so that recording a step stays a small
-//! write. In memory they are fields of [`RunRecord`], which does not serialize them.
+//! They are stored under a key of their own and never rewritten, so that recording a step stays a
+//! small write. In memory, they are fields of [`RunRecord`], which are skipped when a record is
+//! serialized.
 
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
@@ -11,25 +12,25 @@ use serde_json::{Map, Value};
 use crate::pipeline::{Params, Pipeline, Vars};
 use crate::run::RunRecord;
 
-/// Value of the key for a run's immutable parts.
+/// The immutable parts of a run, as stored under their own key.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct RunDefinition {
-    /// The definition when the run was accepted. Absent if the pipeline was unknown.
+    /// The pipeline as it was when the run was accepted. `None` if the pipeline was unknown.
     #[serde(default)]
     pub pipeline: Option<Pipeline>,
-    /// Variables given at the start. They override the pipeline's.
+    /// Variables set by the start. They override those of the pipeline.
     #[serde(default)]
     pub vars: Vars,
-    /// Template values given at the start. They override the variables.
+    /// Template values set by the start. They override the variables.
     #[serde(default)]
     pub params: Params,
 }
 
-/// [`RunDefinition`] borrowed from a record.
+/// A [`RunDefinition`] whose parts are borrowed from a record.
 #[derive(Serialize)]
 #[serde(rename_all = "kebab-case")]
-struct Borrowed<'a> {
+struct BorrowedDefinition<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     pipeline: Option<&'a Pipeline>,
     #[serde(skip_serializing_if = "Vars::is_empty")]
@@ -39,16 +40,18 @@ struct Borrowed<'a> {
 }
 
 impl RunRecord {
-    /// Serializes the immutable parts. Returns `None` if there are none, and then no key is needed.
+    /// Serializes the immutable parts. Returns `None` if all of them are empty. The run then needs no
+    /// key for them.
     ///
     /// # Errors
-    /// Never in practice, because every part is valid JSON.
+    /// Never in practice, because every part can be represented as JSON.
     pub fn definition(&self) -> serde_json::Result<Option<Vec<u8>>> {
         let Self { pipeline, vars, params, .. } = self;
         if pipeline.is_none() && vars.is_empty() && params.is_empty() {
             return Ok(None);
         }
-        serde_json::to_vec(&Borrowed { pipeline: pipeline.as_ref(), vars, params }).map(Some)
+        let definition = BorrowedDefinition { pipeline: pipeline.as_ref(), vars, params };
+        serde_json::to_vec(&definition).map(Some)
     }
 }
 
@@ -57,35 +60,37 @@ impl RunRecord {
 pub struct Stored {
     /// The record, including its immutable parts.
     pub record: RunRecord,
-    /// The first key of the definition that this version does not know. Only a worker that knows
-    /// the key can drive the run.
-    pub unknown: Option<String>,
-    /// The immutable parts as an older version stored them inside the record, with unknown keys
-    /// preserved. This is the value to write under their own key.
+    /// The path of the first key in the definition that this version does not know. Only a worker
+    /// that knows the key can drive the run.
+    pub unknown_key: Option<String>,
+    /// The immutable parts, if an older version stored them inside the record. Unknown keys are
+    /// preserved. The next owner writes this value under the key for the immutable parts.
     pub inline: Option<Vec<u8>>,
 }
 
-/// Parses a record and the value of the key for its immutable parts.
+/// Parses a record, and the value stored under the key for its immutable parts, if there is one.
 ///
 /// # Errors
-/// If one of them is malformed.
+/// If either value is malformed.
 pub fn read(record: &[u8], definition: Option<&[u8]>) -> serde_json::Result<Stored> {
-    let (read, unknown): (RunRecord, _) = with_unknown(record, |key| key.starts_with(PIPELINE))?;
-    if read.pipeline.is_some() || !read.vars.is_empty() || !read.params.is_empty() {
-        return Ok(Stored { record: read, unknown, inline: Some(inline(record)?) });
+    let is_in_pipeline = |key: &str| key.starts_with("pipeline.");
+    let (parsed, unknown_key): (RunRecord, _) = parse_with_unknown_key(record, is_in_pipeline)?;
+    if parsed.pipeline.is_some() || !parsed.vars.is_empty() || !parsed.params.is_empty() {
+        return Ok(Stored { record: parsed, unknown_key, inline: Some(extract_inline(record)?) });
     }
     let Some(definition) = definition else {
-        return Ok(Stored { record: read, unknown: None, inline: None });
+        return Ok(Stored { record: parsed, unknown_key: None, inline: None });
     };
-    let (parts, unknown): (RunDefinition, _) = with_unknown(definition, |_| true)?;
+    let (parts, unknown_key): (RunDefinition, _) = parse_with_unknown_key(definition, |_| true)?;
     let RunDefinition { pipeline, vars, params } = parts;
-    let record = RunRecord { pipeline, vars, params, ..read };
-    Ok(Stored { record, unknown, inline: None })
+    let record = RunRecord { pipeline, vars, params, ..parsed };
+    Ok(Stored { record, unknown_key, inline: None })
 }
 
-/// The base image of a run, from its record and the key of its immutable parts. Everything else is
-/// ignored, so that entries of later versions can be read. `None`: it has none, or the JSON is
-/// invalid.
+/// Returns the base image of a run, given its record and the value stored under the key for its
+/// immutable parts. Returns `None` if the run has no base image, or if the JSON is invalid.
+///
+/// All other fields are ignored, so that this also works for values that a later version has written.
 #[must_use]
 pub fn image_of(record: &[u8], definition: Option<&[u8]>) -> Option<String> {
     #[derive(Deserialize)]
@@ -100,42 +105,40 @@ pub fn image_of(record: &[u8], definition: Option<&[u8]>) -> Option<String> {
     image(record).or_else(|| image(definition?))
 }
 
-/// The mounts of the steps of a run, as written, from its record and the key of its immutable
-/// parts. Everything else is ignored, as for [`image_of`].
+/// Returns the mounts of all steps of a run, as written by the author. The arguments are those of
+/// [`image_of`], and all other fields are ignored in the same way.
 #[must_use]
 pub fn mounts_of(record: &[u8], definition: Option<&[u8]>) -> Vec<String> {
     let mounts = |json: &[u8]| {
         let json: Value = serde_json::from_slice(json).ok()?;
         let steps = json.get("pipeline")?.get("steps")?.as_array()?;
         let mounts = steps.iter().filter_map(|step| step.get("with")?.get("mounts")?.as_array());
-        let texts = mounts.flatten().filter_map(Value::as_str).map(str::to_owned);
-        Some(texts.collect())
+        Some(mounts.flatten().filter_map(Value::as_str).map(str::to_owned).collect())
     };
     mounts(record).or_else(|| mounts(definition?)).unwrap_or_default()
 }
 
-const PIPELINE: &str = "pipeline.";
-
-/// Parses JSON and returns the first unknown key for which `counts` returns `true`.
-fn with_unknown<T: DeserializeOwned>(
+/// Parses JSON. Also returns the path of the first unknown key for which `is_relevant` returns
+/// `true`.
+fn parse_with_unknown_key<T: DeserializeOwned>(
     json: &[u8],
-    counts: impl Fn(&str) -> bool,
+    is_relevant: impl Fn(&str) -> bool,
 ) -> serde_json::Result<(T, Option<String>)> {
-    let mut unknown = None;
+    let mut unknown_key = None;
     let mut json = serde_json::Deserializer::from_slice(json);
-    let read = serde_ignored::deserialize(&mut json, |path| {
-        // `serde_ignored` marks an optional value with `?` in the path.
+    let parsed = serde_ignored::deserialize(&mut json, |path| {
+        // `serde_ignored` adds a segment `?` to the path for each `Option`.
         let key = path.to_string().replace(".?", "");
-        if unknown.is_none() && counts(&key) {
-            unknown = Some(key);
+        if unknown_key.is_none() && is_relevant(&key) {
+            unknown_key = Some(key);
         }
     })?;
     json.end()?;
-    Ok((read, unknown))
+    Ok((parsed, unknown_key))
 }
 
-/// Extracts the immutable parts from a record of an older version, unchanged.
-fn inline(record: &[u8]) -> serde_json::Result<Vec<u8>> {
+/// Extracts the immutable parts from a record that an older version has written, unchanged.
+fn extract_inline(record: &[u8]) -> serde_json::Result<Vec<u8>> {
     let mut record: Map<String, Value> = serde_json::from_slice(record)?;
     record.retain(|key, _| ["pipeline", "vars", "params"].contains(&key.as_str()));
     serde_json::to_vec(&record)
@@ -168,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn the_image_of_a_run_is_found_in_any_kind_of_entry() {
+    fn the_image_of_a_run_is_found_in_values_of_any_version() {
         let later = json!({
             "pipeline": { "image": "busybox", "steps": 7, "shape": {} }, "status": "dreaming",
         });
@@ -179,22 +182,22 @@ mod tests {
     }
 
     #[test]
-    fn a_record_contains_its_definition_but_is_written_without_it() {
+    fn a_record_contains_its_definition_but_is_serialized_without_it() {
         let stored = read(&bytes(&record()), Some(&bytes(&definition()))).unwrap();
-        assert_eq!((stored.unknown, stored.inline), (None, None));
-        let of_run = stored.record;
-        assert_eq!(of_run.pipeline.as_ref().map(|pipeline| pipeline.steps.len()), Some(1));
-        assert_eq!((of_run.vars.len(), of_run.params.len()), (1, 1));
-        let written = serde_json::to_value(&of_run).unwrap();
+        assert_eq!((stored.unknown_key, stored.inline), (None, None));
+        let record = stored.record;
+        assert_eq!(record.pipeline.as_ref().map(|pipeline| pipeline.steps.len()), Some(1));
+        assert_eq!((record.vars.len(), record.params.len()), (1, 1));
+        let written = serde_json::to_value(&record).unwrap();
         for key in ["pipeline", "vars", "params"] {
             assert!(written.get(key).is_none(), "{written}");
         }
-        let again = read(&bytes(&written), of_run.definition().unwrap().as_deref()).unwrap();
-        assert_eq!(again.record, of_run);
+        let reread = read(&bytes(&written), record.definition().unwrap().as_deref()).unwrap();
+        assert_eq!(reread.record, record);
     }
 
     #[test]
-    fn fields_of_later_versions_are_kept() {
+    fn fields_of_later_versions_are_preserved() {
         let stored = read(&bytes(&record()), None).unwrap();
         let written = serde_json::to_value(&stored.record).unwrap();
         assert_eq!(written["tags"], json!(["x"]));
@@ -202,29 +205,29 @@ mod tests {
     }
 
     #[test]
-    fn a_record_of_an_older_version_contains_its_own_definition() {
+    fn the_definition_inside_a_record_of_an_older_version_is_read() {
         let (mut old, mut parts) = (record(), definition());
         parts["pipeline"]["steps"][0]["later"] = json!(true);
         for (key, part) in parts.as_object().unwrap() {
             old[key] = part.clone();
         }
         let stored = read(&bytes(&old), None).unwrap();
-        assert_eq!(stored.unknown.as_deref(), Some("pipeline.steps.0.later"));
+        assert_eq!(stored.unknown_key.as_deref(), Some("pipeline.steps.0.later"));
         let inline: Value = serde_json::from_slice(&stored.inline.unwrap()).unwrap();
         assert_eq!(inline, parts);
         assert!(stored.record.rest.contains_key("tags"));
     }
 
     #[test]
-    fn a_definition_with_an_unknown_key_is_reported() {
+    fn an_unknown_key_of_a_definition_is_reported() {
         let mut parts = definition();
         parts["pipeline"]["steps"][0]["later"] = json!(true);
         let stored = read(&bytes(&record()), Some(&bytes(&parts))).unwrap();
-        assert_eq!(stored.unknown.as_deref(), Some("pipeline.steps.0.later"));
+        assert_eq!(stored.unknown_key.as_deref(), Some("pipeline.steps.0.later"));
         parts = definition();
         parts["later"] = json!(true);
         let stored = read(&bytes(&record()), Some(&bytes(&parts))).unwrap();
-        assert_eq!(stored.unknown.as_deref(), Some("later"));
+        assert_eq!(stored.unknown_key.as_deref(), Some("later"));
     }
 
     #[test]

@@ -196,7 +196,7 @@ fn a_run_record_matches_its_schema() {
         let stored = serde_json::to_value(&record).unwrap();
         let definition = record.definition().unwrap().unwrap();
         let read = definition::read(stored.to_string().as_bytes(), Some(&definition)).unwrap();
-        assert_eq!((read.record, read.unknown), (record, None));
+        assert_eq!((read.record, read.unknown_key), (record, None));
         // As in records of older versions, and as `show` prints them.
         let mut whole = stored.clone();
         let parts: Value = serde_json::from_slice(&definition).unwrap();

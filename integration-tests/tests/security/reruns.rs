@@ -35,7 +35,7 @@ async fn a_rerun_with_changed_steps_takes_no_images_over() {
         assert_eq!(record["cause"], "rejected", "{record:#}");
         assert_eq!(record["steps"], json!([]), "{record:#}");
         let why = record["message"].as_str().unwrap();
-        assert!(why.contains("had another definition"), "{why}");
+        assert!(why.contains("had a different definition"), "{why}");
     }
     let record = rerun("repeats", definition("exit 3"), json!({})).await;
     assert_eq!(

@@ -121,7 +121,7 @@ async fn a_guard_that_dies_is_replaced_by_one_with_the_same_knowledge() {
     nothing_runs(&place, &run).await;
     server.signal(Signal::CONT);
     assert_resumes(&place, &outside, &run).await;
-    assert_eq!(server.log().matches("the guard of this worker has ended by itself").count(), 1);
+    assert_eq!(server.log().matches("the guard of this worker has died").count(), 1);
     server.end().await;
 }
 

@@ -1,5 +1,5 @@
-//! Parts of a step that several dialects write alike: entrypoint, outputs, callbacks, secrets and
-//! executor settings.
+//! Reads parts of a step that several dialects have in common: entrypoint, outputs, callbacks,
+//! secrets and executor settings.
 
 use serde_json::{Map, Number, Value as Json};
 
@@ -19,24 +19,26 @@ const CALLBACK: Keys = Keys { known: &["url", "secret"], instead: &[] };
 const SECRET: Keys = Keys {
     known: &["name", "env"],
     instead: &[
-        ("secret-name", "say `name`"),
+        ("secret-name", "did you mean `name`?"),
         ("var", "did you mean `env`?"),
         ("as", "did you mean `env`?"),
     ],
 };
-const NAMED: Keys = Keys { known: &["secret-name"], instead: &[("name", "say `secret-name`")] };
+const SECRET_NAME: Keys =
+    Keys { known: &["secret-name"], instead: &[("name", "did you mean `secret-name`?")] };
 
-const KINDS: [(&str, OutputKind); 2] = [("file", OutputKind::File), ("dir", OutputKind::Dir)];
+const TYPES: [(&str, OutputKind); 2] = [("file", OutputKind::File), ("dir", OutputKind::Dir)];
 const MISSING: [(&str, Missing); 3] =
     [("ignore", Missing::Ignore), ("warn", Missing::Warn), ("fail", Missing::Fail)];
 const LAYOUTS: [(&str, Layout); 2] = [("flat", Layout::Flat), ("relative", Layout::Relative)];
-const DIRS: [(&str, RelativeTo); 2] =
+const BASE_DIRS: [(&str, RelativeTo); 2] =
     [("work-dir", RelativeTo::WorkDir), ("job-dir", RelativeTo::JobDir)];
 
 /// Maximum number of outputs of a step. Each file that a step leaves is compared with all of them.
 const MAX_OUTPUTS: usize = 1000;
 
-/// The outputs of a step. `has_job_dir`: whether the step has a directory of its own.
+/// Reads the outputs of a step. `has_job_dir`: whether the step has a directory of its own,
+/// `$JOB_WORKDIR`.
 pub(super) fn outputs(
     reader: &mut Reader,
     field: &Field<'_>,
@@ -46,8 +48,8 @@ pub(super) fn outputs(
     let read = |item: &Field<'_>| {
         let output = output(reader, item, &OUTPUT)?;
         if output.relative_to == RelativeTo::JobDir && !has_job_dir {
-            let message = "the step has no directory of its own";
-            reader.fault(item, message.to_owned(), Some("leave `relative-to` out"));
+            let message = "the step has no `$JOB_WORKDIR`";
+            reader.fault(item, message.to_owned(), Some("remove `relative-to`"));
             return None;
         }
         Some(output)
@@ -55,7 +57,7 @@ pub(super) fn outputs(
     Some(items.iter().filter_map(read).collect())
 }
 
-/// The artifacts of a job, which are relative to `relative_to`.
+/// Reads the artifacts of a job. Their paths are relative to `relative_to`.
 pub(super) fn artifacts(
     reader: &mut Reader,
     field: &Field<'_>,
@@ -80,16 +82,16 @@ fn output_list<'a>(reader: &mut Reader, field: &Field<'a>) -> Option<Vec<Field<'
 fn output(reader: &mut Reader, field: &Field<'_>, keys: &Keys) -> Option<Output> {
     let fields = reader.map(field, keys)?;
     let path = reader
-        .required(&fields, "path", "which files are kept")
+        .required(&fields, "path", "the files to store")
         .and_then(|field| pattern(reader, &field));
     Some(Output {
-        kind: reader.optional(&fields, "type", |r, f| r.word(f, &KINDS)),
+        kind: reader.optional(&fields, "type", |r, f| r.word(f, &TYPES)),
         missing: reader
             .optional(&fields, "missing", |r, f| r.word(f, &MISSING))
             .unwrap_or_default(),
         layout: reader.optional(&fields, "layout", |r, f| r.word(f, &LAYOUTS)).unwrap_or_default(),
         relative_to: reader
-            .optional(&fields, "relative-to", |r, f| r.word(f, &DIRS))
+            .optional(&fields, "relative-to", |r, f| r.word(f, &BASE_DIRS))
             .unwrap_or_default(),
         path: path?,
     })
@@ -106,33 +108,42 @@ fn pattern(reader: &mut Reader, field: &Field<'_>) -> Option<String> {
 /// Reads the words before a container's command. An empty list removes the entrypoint.
 pub(super) fn entrypoint(reader: &mut Reader, field: &Field<'_>) -> Option<Vec<String>> {
     let items = reader.list(field)?;
+    // Numbers and booleans become words as written.
     let word = |item: &Field<'_>| match item.node.scalar() {
         Some(text) => Some(text.to_owned()),
         None => reader.text(item),
     };
-    let words: Vec<_> = items.iter().map(word).collect();
+    // Read every item before returning, so that every fault is reported.
+    let words: Vec<Option<String>> = items.iter().map(word).collect();
     let words: Vec<String> = words.into_iter().collect::<Option<_>>()?;
     if words.is_empty() {
         return Some(words);
     }
     if let Some(why) = rules::command(&words) {
-        reader.fault(field, format!("{} {why}", field.name()), Some("`[]` for no entrypoint"));
+        reader.fault(
+            field,
+            format!("{} {why}", field.name()),
+            Some("write `[]` for no entrypoint"),
+        );
         return None;
     }
     Some(words)
 }
 
-/// Reads a callback. Returns `None` if its URL is empty, because then the URL of the settings
+/// Reads a callback. Returns `None` if it has no URL or an empty one: the URL from the settings then
 /// applies.
 pub(super) fn callback(reader: &mut Reader, field: &Field<'_>) -> Option<Callback> {
     let fields = reader.map(field, &CALLBACK)?;
-    let url = fields.get("url").map(|field| url(reader, &field));
+    let url = match fields.get("url") {
+        Some(field) => url(reader, &field),
+        None => Some(String::new()),
+    };
     let secret = reader.optional(&fields, "secret", token);
-    let url = url.unwrap_or_else(|| Some(String::new()))?;
+    let url = url?;
     if url.is_empty() {
         if let (Some(field), Some(_)) = (fields.get("secret"), secret) {
-            let message = "the secret is not used, as the callback has no `url`";
-            reader.remark(Class::Warning, &field, message, Some("give it its own `url`"));
+            let message = "the secret is not used, because the callback has no `url`";
+            reader.remark(Class::Warning, &field, message, Some("add a `url` to the callback"));
         }
         return None;
     }
@@ -144,7 +155,7 @@ pub(super) fn callback(reader: &mut Reader, field: &Field<'_>) -> Option<Callbac
 /// Reads an HTTP URL. A fault never shows a URL with a user, because it can contain a password.
 pub(super) fn url(reader: &mut Reader, field: &Field<'_>) -> Option<String> {
     let text = reader.text(field)?;
-    let Some(why) = address(&text) else {
+    let Some(why) = url_fault(&text) else {
         return Some(text);
     };
     let shown = if text.contains('@') { String::new() } else { format!(" {}", quoted(&text)) };
@@ -152,36 +163,37 @@ pub(super) fn url(reader: &mut Reader, field: &Field<'_>) -> Option<String> {
     None
 }
 
-/// Why a text is not an HTTP URL. The caller handles empty text.
-pub(super) fn address(url: &str) -> Option<&'static str> {
+/// Returns why a text is not an HTTP URL, as the rest of a sentence. An empty text and a reference
+/// (`${...}`) have no fault here: callers handle the one, and the other is resolved later.
+fn url_fault(url: &str) -> Option<&'static str> {
     if url.is_empty() || url.starts_with("${") {
         return None;
     }
-    let Some((_, rest)) = url.split_once("://").filter(|(scheme, _)| is_web(scheme)) else {
+    let Some((_, rest)) = url.split_once("://").filter(|(scheme, _)| is_http(scheme)) else {
         return Some("is not an address such as https://host/path");
     };
     let host = rest.split(['/', '?', '#']).next().unwrap_or_default();
     if host.is_empty() {
-        return Some("names no host");
+        return Some("has no host");
     }
     if host.contains('@') {
-        return Some("has a user in it, who belongs to a secret");
+        return Some("contains credentials, which belong in a secret");
     }
-    let odd = url.chars().any(|c| c.is_control() || c.is_whitespace());
-    odd.then_some("has a blank or a control character")
+    let is_invalid = url.chars().any(|c| c.is_control() || c.is_whitespace());
+    is_invalid.then_some("has a blank or a control character")
 }
 
-fn is_web(scheme: &str) -> bool {
+fn is_http(scheme: &str) -> bool {
     ["http", "https"].iter().any(|known| scheme.eq_ignore_ascii_case(known))
 }
 
-/// Reads a secret, as text or as `{secret-name: NAME}`. A fault never shows its value.
+/// Reads a secret, either its text or `{secret-name: NAME}`. A fault never shows its value.
 pub(super) fn token(reader: &mut Reader, field: &Field<'_>) -> Option<Token> {
     match &field.node.value {
         Value::String(text) => Some(Token::Literal(text.clone())),
         Value::Map(_) => {
-            let fields = reader.map(field, &NAMED)?;
-            let name = reader.required(&fields, "secret-name", "which secret")?;
+            let fields = reader.map(field, &SECRET_NAME)?;
+            let name = reader.required(&fields, "secret-name", "the name of a stored secret")?;
             Some(Token::Named { name: reader.checked_text(&name, rules::file_name)? })
         }
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::List(_) => {
@@ -191,7 +203,7 @@ pub(super) fn token(reader: &mut Reader, field: &Field<'_>) -> Option<Token> {
     }
 }
 
-/// Reads the secrets of a step: each a name, or `{name: NAME, env: VARIABLE}`.
+/// Reads the secrets of a step. Each is a name or `{name: NAME, env: VARIABLE}`.
 pub(super) fn secrets(reader: &mut Reader, field: &Field<'_>) -> Option<Vec<SecretUse>> {
     let items = reader.list(field)?;
     Some(items.iter().filter_map(|item| secret(reader, item)).collect())
@@ -203,15 +215,15 @@ fn secret(reader: &mut Reader, field: &Field<'_>) -> Option<SecretUse> {
     };
     let fields = reader.map(field, &SECRET)?;
     let name = reader
-        .required(&fields, "name", "which secret")
+        .required(&fields, "name", "the name of a stored secret")
         .and_then(|field| reader.checked_text(&field, rules::file_name));
     let env = reader
-        .required(&fields, "env", "the variable that holds it")
+        .required(&fields, "env", "the variable for the secret")
         .and_then(|field| reader.checked_text(&field, rules::variable));
     Some(SecretUse::Var { name: name?, env: env? })
 }
 
-/// Reads a map for the executor.
+/// Reads a map of executor settings.
 pub(super) fn object(reader: &mut Reader, field: &Field<'_>) -> Option<Map<String, Json>> {
     match json(field.node) {
         Json::Object(map) => Some(map),
@@ -222,8 +234,8 @@ pub(super) fn object(reader: &mut Reader, field: &Field<'_>) -> Option<Map<Strin
     }
 }
 
-/// Converts a node to JSON. A number that JSON would write differently becomes its original text.
-/// Recursion is bounded by the depth limit of the tree.
+/// Converts a node to JSON. A number that JSON cannot represent, such as `007`, becomes a string
+/// with its original text. Recursion is bounded by the depth limit of the tree.
 pub(crate) fn json(node: &Node) -> Json {
     match &node.value {
         Value::Null => Json::Null,
@@ -240,21 +252,21 @@ pub(crate) fn json(node: &Node) -> Json {
 fn number(text: &str) -> Option<Number> {
     serde_json::from_str::<Number>(text).ok()?;
     if let Ok(whole) = text.parse::<i64>() {
-        // JSON integers have no negative zero.
+        // A JSON integer cannot represent `-0`.
         return (whole != 0 || text == "0").then(|| whole.into());
     }
     match text.parse::<u64>() {
         Ok(whole) => Some(whole.into()),
-        // Parsed here, because every digit counts in the later comparison.
+        // Not parsed by `serde_json`, which can be wrong in the last digit.
         Err(_too_long_or_a_fraction) => Number::from_f64(text.parse().ok()?),
     }
 }
 
-/// The end of the warning about a secret in clear text in a file. The path of its key comes before
-/// it.
+/// The end of the warning about a secret in clear text in a file, after the path of its key.
 pub const LITERAL_SECRET: &str = "is a secret in clear text";
 
-/// A warning for each clear-text secret. `place` maps a path in the model to the document.
+/// Returns a warning for each clear-text secret. `place` maps a path in the model to the position
+/// and the path in the document.
 pub(super) fn literal_secrets(
     pipeline: &Pipeline,
     place: impl Fn(&str) -> (Position, String),
@@ -263,10 +275,10 @@ pub(super) fn literal_secrets(
         let hint = if can_name_secret(&path) {
             "replace it by {secret-name: NAME}, and store the secret with the runner"
         } else {
-            "{secret-name: NAME} cannot stand here, so send the secret in a header"
+            "{secret-name: NAME} is not possible here, so send the secret in a header"
         };
         let (at, path) = place(&path);
-        let message = format!("`{path}` {}", LITERAL_SECRET);
+        let message = format!("`{path}` {LITERAL_SECRET}");
         let fault = at.fault(message, Some(hint));
         Diagnostic { class: Class::Warning, path, ..fault }
     };
@@ -278,17 +290,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_is_an_http_url_without_a_user() {
+    fn only_http_urls_without_credentials_are_accepted() {
         for bad in ["h", "ftp://h", "https://", "https:///x", "https://u:p@h", "https://h/a b"] {
-            assert!(address(bad).is_some(), "{bad:?} was taken");
+            assert!(url_fault(bad).is_some(), "{bad:?} was accepted");
         }
         for good in ["", "HTTPS://h:8006", "http://h/x@y?z", "${a.b}/x"] {
-            assert_eq!(address(good), None, "{good}");
+            assert_eq!(url_fault(good), None, "{good}");
         }
     }
 
     #[test]
-    fn a_number_that_json_would_rewrite_keeps_its_text() {
+    fn a_number_that_json_cannot_represent_keeps_its_text() {
         for (text, json) in [("7", "7"), ("-7", "-7"), ("1.50", "1.5"), ("1e2", "100.0")] {
             assert_eq!(number(text).map(|number| number.to_string()).as_deref(), Some(json));
         }

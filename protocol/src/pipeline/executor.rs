@@ -1,4 +1,4 @@
-//! The executors, and one table of what each of them can do.
+//! The executors, and a table of their capabilities.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -30,7 +30,7 @@ pub enum ExecutorKind {
     Http,
 }
 
-/// The place in which the steps of an executor act.
+/// The place where the steps of an executor run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
     /// In a container of the worker's engine.
@@ -39,55 +39,55 @@ pub enum Place {
     Host,
     /// In processes of another host.
     RemoteHost,
-    /// In a service that the worker calls.
+    /// In a service, through an API that the worker calls.
     Service,
 }
 
-/// Properties of an executor. All code that depends on them reads this table.
+/// One row of the table: the properties of an executor. All code that depends on them reads this
+/// table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[expect(clippy::struct_excessive_bools, reason = "the columns of a table")]
 pub struct Capabilities {
     /// The name on the wire.
     pub name: &'static str,
-    /// The place in which its steps act.
+    /// The place where its steps run.
     pub place: Place,
-    /// Whether a step can name an image in `with` that only this step uses, as the jobs of job files
-    /// do.
+    /// Whether a step can have an image of its own, named in `with`. Jobs of job files use this.
     pub has_own_images: bool,
-    /// Whether the executor can pass secrets to its steps.
+    /// Whether steps can use secrets.
     pub takes_secrets: bool,
     /// Whether a step can be stopped with a chosen signal.
     pub has_signals: bool,
-    /// Whether a step can leave files to keep.
+    /// Whether a step can produce files that are kept as outputs.
     pub has_files: bool,
     /// The keys that `with` accepts. An executor rejects every other key.
     pub with_keys: &'static [&'static str],
-    /// The key of `with` that holds the only address to which a step sends its secrets. `None` if a
-    /// step can send them anywhere.
+    /// The key of `with` whose value is the only address to which a step sends its secrets. `None` if
+    /// the step can send them anywhere.
     pub address_key: Option<&'static str>,
-    /// The base URL of the API that is called if `address_key` is missing.
+    /// The base URL of the API if a step does not set `address_key`.
     pub default_address: Option<&'static str>,
 }
 
 impl Capabilities {
-    /// Whether a step is a single API call, described entirely in `with`.
+    /// Whether a step is an API call that `with` describes entirely.
     #[must_use]
     pub fn is_call(&self) -> bool {
         self.place == Place::Service
     }
 
-    /// Whether steps run on the worker's host or its engine, so that the worker can end them and
-    /// clean up after them.
+    /// Whether steps run on the worker's host or engine, so that the worker can end them and remove
+    /// what they leave.
     #[must_use]
     pub fn is_on_this_host(&self) -> bool {
         matches!(self.place, Place::Engine | Place::Host)
     }
 
-    /// Whether a step has a directory of its own, `$JOB_WORKDIR`. `has_image`: whether the step has
-    /// an image of its own.
+    /// Whether a step has a directory of its own, `$JOB_WORKDIR`. `names_image` says whether the step
+    /// names an image in `with`.
     #[must_use]
-    pub fn has_job_dir(&self, has_image: bool) -> bool {
-        self.place == Place::Host || (self.has_own_images && has_image)
+    pub fn has_job_dir(&self, names_image: bool) -> bool {
+        self.place == Place::Host || (self.has_own_images && names_image)
     }
 }
 
@@ -281,7 +281,7 @@ impl ExecutorKind {
         Self::Http,
     ];
 
-    /// Returns the executor's row in the table of capabilities.
+    /// Returns the executor's row in the table.
     #[must_use]
     pub const fn capabilities(self) -> &'static Capabilities {
         match self {

@@ -1,4 +1,4 @@
-//! Mounts of a step with its own image, as written in `mounts` of `with`.
+//! Mounts of a step that has an image of its own, as written in `mounts` of `with`.
 
 use std::str::FromStr;
 
@@ -24,7 +24,7 @@ pub enum MountSource {
     Volume(String),
 }
 
-/// An option of a mount. Further options of the engines are rejected, because they can overlay,
+/// An option of a mount. All other options of the engines are rejected, because they can overlay,
 /// remap or replace the content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MountOption {
@@ -34,9 +34,9 @@ pub enum MountOption {
     ReadWrite,
     /// Leaves a new volume empty instead of copying the image's content at that path.
     NoCopy,
-    /// Includes mounts below the directory. This is the default.
+    /// Includes what is mounted below the directory. This is the default.
     Recursive,
-    /// Propagation of later mounts.
+    /// How later mounts propagate.
     Propagation(Propagation),
     /// `z`: the engine relabels the content so that every container can use it.
     RelabelShared,
@@ -58,14 +58,15 @@ pub enum Propagation {
     RecursiveSlave,
 }
 
-/// Why a text is not a mount, as the rest of a sentence that begins with the text.
+/// The reason why a text is not a mount. Each message continues a sentence that begins with the
+/// text.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum BadMount {
     /// The text does not have the form of a mount.
     #[error("is not SOURCE:TARGET[:OPTIONS] with an absolute target")]
     Form,
     /// The target is the root directory or contains `..`.
-    #[error("has a target that is the root directory or goes through `..`")]
+    #[error("has a target that is the root directory or contains `..`")]
     Target,
     /// The text contains a control character.
     #[error("has a control character")]
@@ -74,13 +75,13 @@ pub enum BadMount {
     #[error("has a source that is neither a path nor the name of a volume")]
     Source,
     /// The volume name is reserved for the runner.
-    #[error("names a volume of bob-runner itself: names that begin with `bob-` are reserved")]
+    #[error("names a volume of bob-runner: volume names that begin with `bob-` are reserved")]
     Reserved,
     /// The option is unknown.
-    #[error("has no option {0:?}: the options are {OPTIONS}")]
+    #[error("has the unknown option {0:?}: the options are {OPTIONS}")]
     Option(String),
     /// The option does not apply to this kind of source.
-    #[error("has the option {0:?}, which is for {1} only")]
+    #[error("has the option {0:?}, which is only for {1}")]
     Misplaced(String, &'static str),
     /// Two options exclude each other.
     #[error("has the options {0:?} and {1:?}, which exclude each other")]
@@ -181,18 +182,18 @@ impl FromStr for Mount {
         if is_root || target.split('/').any(|part| part == "..") {
             return Err(BadMount::Target);
         }
-        let source = source_of(source)?;
-        let options = options_of(options.unwrap_or_default(), &source)?;
+        let source = parse_source(source)?;
+        let options = parse_options(options.unwrap_or_default(), &source)?;
         Ok(Self { source, target: target.to_owned(), options })
     }
 }
 
-fn source_of(text: &str) -> Result<MountSource, BadMount> {
+fn parse_source(text: &str) -> Result<MountSource, BadMount> {
     if text.starts_with(['/', '.']) {
         return Ok(MountSource::Path(text.to_owned()));
     }
-    let fits = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
-    if !text.starts_with(|c: char| c.is_ascii_alphanumeric()) || !text.chars().all(fits) {
+    let is_allowed = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
+    if !text.starts_with(|c: char| c.is_ascii_alphanumeric()) || !text.chars().all(is_allowed) {
         return Err(BadMount::Source);
     }
     if text.starts_with(RESERVED) {
@@ -201,13 +202,13 @@ fn source_of(text: &str) -> Result<MountSource, BadMount> {
     Ok(MountSource::Volume(text.to_owned()))
 }
 
-fn options_of(text: &str, source: &MountSource) -> Result<Vec<MountOption>, BadMount> {
+fn parse_options(text: &str, source: &MountSource) -> Result<Vec<MountOption>, BadMount> {
     let mut options: Vec<MountOption> = Vec::new();
     for word in text.split(',').filter(|word| !word.is_empty()) {
-        let known = MountOption::ALL.into_iter().find(|known| known.as_str() == word);
-        let option = known.ok_or_else(|| BadMount::Option(word.to_owned()))?;
-        if let Some(only) = option.required_source(source) {
-            return Err(BadMount::Misplaced(word.to_owned(), only));
+        let option = MountOption::ALL.into_iter().find(|option| option.as_str() == word);
+        let option = option.ok_or_else(|| BadMount::Option(word.to_owned()))?;
+        if let Some(required) = option.required_source(source) {
+            return Err(BadMount::Misplaced(word.to_owned(), required));
         }
         match options.iter().find(|other| other.kind() == option.kind()) {
             Some(other) if *other == option => {}
@@ -222,26 +223,26 @@ fn options_of(text: &str, source: &MountSource) -> Result<Vec<MountOption>, BadM
 mod tests {
     use super::*;
 
-    fn parsed(text: &str) -> Result<Mount, BadMount> {
+    fn parse(text: &str) -> Result<Mount, BadMount> {
         text.parse()
     }
 
     #[test]
     fn a_mount_is_a_path_or_a_volume_with_known_options() {
-        let dir = parsed("/srv/cache:/cache:ro,rslave,z").unwrap();
+        let dir = parse("/srv/cache:/cache:ro,rslave,z").unwrap();
         assert_eq!(dir.source, MountSource::Path("/srv/cache".into()));
         assert_eq!(dir.target, "/cache");
         let words: Vec<&str> = dir.options.iter().map(|option| option.as_str()).collect();
         assert_eq!(words, ["ro", "rslave", "z"]);
         assert!(dir.is_read_only());
-        let volume = parsed("data:/data:nocopy").unwrap();
+        let volume = parse("data:/data:nocopy").unwrap();
         assert_eq!(volume.source, MountSource::Volume("data".into()));
         assert!(!volume.is_read_only());
-        assert_eq!(parsed("./here:/x:").unwrap().options, []);
+        assert_eq!(parse("./here:/x:").unwrap().options, []);
         for option in MountOption::ALL {
             let source = if option == MountOption::NoCopy { "data" } else { "/data" };
             let text = format!("{source}:/x:{}", option.as_str());
-            assert_eq!(parsed(&text).unwrap().options, [option], "{text}");
+            assert_eq!(parse(&text).unwrap().options, [option], "{text}");
         }
     }
 
@@ -261,14 +262,14 @@ mod tests {
             "RO",
         ] {
             for source in ["v", "/srv"] {
-                let bad = parsed(&format!("{source}:/x:{options}")).unwrap_err();
-                assert!(matches!(bad, BadMount::Option(_)), "{source} {options}: {bad}");
+                let error = parse(&format!("{source}:/x:{options}")).unwrap_err();
+                assert!(matches!(error, BadMount::Option(_)), "{source} {options}: {error}");
             }
         }
     }
 
     #[test]
-    fn conflicting_options_and_options_of_the_other_kind_are_rejected() {
+    fn conflicting_options_and_options_for_another_kind_of_source_are_rejected() {
         for (text, why) in [
             ("/a:/b:ro,rw", BadMount::Conflict("ro", "rw")),
             ("/a:/b:z,Z", BadMount::Conflict("z", "Z")),
@@ -276,22 +277,22 @@ mod tests {
             ("/a:/b:nocopy", BadMount::Misplaced("nocopy".into(), "volumes")),
             ("v:/b:rshared", BadMount::Misplaced("rshared".into(), "directories")),
         ] {
-            assert_eq!(parsed(text), Err(why), "{text}");
+            assert_eq!(parse(text), Err(why), "{text}");
         }
     }
 
     #[test]
     fn an_invalid_mount_is_reported_with_the_reason() {
         for bad in ["", "a", "a:b", ":/b", "/a:/b:ro:z", "/tmp:rel"] {
-            assert_eq!(parsed(bad), Err(BadMount::Form), "{bad:?}");
+            assert_eq!(parse(bad), Err(BadMount::Form), "{bad:?}");
         }
         for bad in ["/a:/", "/a://", "/a:/.", "/a:/b/../run/secrets"] {
-            assert_eq!(parsed(bad), Err(BadMount::Target), "{bad:?}");
+            assert_eq!(parse(bad), Err(BadMount::Target), "{bad:?}");
         }
         for bad in ["~/x:/b", "a b:/b", "-v:/b", "a/b:/b", "_x:/b"] {
-            assert_eq!(parsed(bad), Err(BadMount::Source), "{bad:?}");
+            assert_eq!(parse(bad), Err(BadMount::Source), "{bad:?}");
         }
-        assert_eq!(parsed("/a:/b\n"), Err(BadMount::Control));
-        assert_eq!(parsed("bob-r-1-0-7-1:/x"), Err(BadMount::Reserved));
+        assert_eq!(parse("/a:/b\n"), Err(BadMount::Control));
+        assert_eq!(parse("bob-r-1-0-7-1:/x"), Err(BadMount::Reserved));
     }
 }

@@ -185,6 +185,6 @@ fn guard_settings(config: &Config, node: &NodeId, engine: Option<String>) -> Opt
         engine,
         docker,
         level: config.log.level.as_str(),
-        form: telemetry::form_of(form),
+        form: telemetry::effective_form(form),
     })
 }

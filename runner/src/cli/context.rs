@@ -71,7 +71,7 @@ impl Context {
         let options =
             telemetry::Options { level: level.as_str(), form, colour: self.style.colour_err };
         // In tests, the log is already initialized.
-        telemetry::begin(options).ok();
+        telemetry::init(options).ok();
         Ok(loaded.config)
     }
 

@@ -84,7 +84,7 @@ pub(super) async fn guard(typed: &Guard) -> Result<Exit, Failure> {
         GuardFormat::Json => telemetry::Form::Json,
     };
     let options = telemetry::Options { level: &typed.level, form: Some(form), colour: false };
-    telemetry::begin(options).ok();
+    telemetry::init(options).ok();
     app::guard::guard_worker(NodeId::from_stored(&typed.worker)).await?;
     Ok(Exit::Ok)
 }

@@ -16,7 +16,7 @@ pub(super) async fn serve(context: &Context, typed: Serve) -> Result<Exit, Failu
     let context = Context { flags, style: context.style, environment: context.environment.clone() };
     let config = context.config(DefaultVerbosity::Much)?;
     let mut signals = Signals::listen()?;
-    let form = telemetry::form_of(log_form(&config));
+    let form = telemetry::effective_form(log_form(&config));
     let shutdown = app::Shutdown::default();
     let serving = app::serve(&config, shutdown.clone());
     tokio::pin!(serving);

@@ -1,4 +1,4 @@
-//! The types of the settings table: a setting, and how its text becomes a value.
+//! The types of the settings table: a setting, and the conversion of its text to a value.
 
 use std::time::Duration;
 
@@ -7,11 +7,11 @@ use super::parse::{Parsed, word};
 /// One setting.
 #[derive(Debug, Clone, Copy)]
 pub struct Setting {
-    /// The name in the settings file and for `--set`: `room.name`.
+    /// The name in the settings file and for `--set`, such as `storage.urls`.
     pub name: &'static str,
     /// The environment variable.
     pub variable: &'static str,
-    /// The default as text. `None` if it is computed from the environment, or if there is none.
+    /// The default as text. `None` if the default depends on the environment, or if there is none.
     pub default: Option<&'static str>,
     /// Describes the default in the manual if its text alone is not enough.
     pub default_in_words: Option<&'static str>,
@@ -26,7 +26,7 @@ pub struct Setting {
 }
 
 impl Setting {
-    /// The variable with the path of a file that contains the secret.
+    /// The environment variable with the path of a file that contains the secret.
     #[must_use]
     pub fn file_variable(&self) -> String {
         format!("{}_FILE", self.variable)
@@ -46,8 +46,8 @@ pub enum ValueForm {
     Single,
     /// Several values, separated by commas or as a list in the file.
     List,
-    /// A value that is never displayed. It can also be read from a file, given as
-    /// `<VARIABLE>_FILE`.
+    /// A value that is never displayed. It can also be read from the file that `<VARIABLE>_FILE`
+    /// names.
     Secret,
 }
 
@@ -56,18 +56,18 @@ pub enum ValueForm {
 pub enum Support {
     /// Supported.
     Full,
-    /// Known but not supported: any value is refused.
+    /// Known but not supported: any value is rejected.
     Refused,
 }
 
-/// What the text of a setting must be, and the value that it becomes.
+/// What text is valid for a setting, and how it is converted to a value.
 #[derive(Debug)]
 pub(super) enum Kind<T: 'static> {
-    /// A whole number within inclusive bounds. The unit is named in errors.
+    /// A whole number within inclusive bounds. Errors name the unit.
     Number { min: u64, max: u64, unit: Option<&'static str>, convert: fn(u64) -> Option<T> },
     /// One of several words.
     Choice(&'static [(&'static str, T)]),
-    /// A text that a function parses.
+    /// Any text that the function can parse.
     Text(fn(&str) -> Parsed<T>),
 }
 
@@ -145,7 +145,7 @@ impl<T> Key<T> {
         self
     }
 
-    /// Describes the default in the manual.
+    /// Sets the description of the default for the manual.
     pub(super) const fn or_in_words(mut self, default: &'static str) -> Self {
         self.setting.default_in_words = Some(default);
         self
@@ -172,7 +172,7 @@ impl<T> Key<T> {
         &self.setting
     }
 
-    /// The words that a choice permits.
+    /// The words that a choice permits. Empty for other kinds.
     #[cfg(test)]
     pub(super) fn words(&self) -> Vec<&'static str> {
         match self.kind {

@@ -220,7 +220,7 @@ pub(super) mod tests {
             (json!({ "image": 5 }), "invalid type"),
             (
                 json!({ "image": "i", "mounts": ["v:/x:O,upperdir=/home/u,workdir=/w"] }),
-                "no option \"O\"",
+                "unknown option \"O\"",
             ),
         ] {
             let why = options(with.clone()).unwrap_err();

@@ -1,4 +1,4 @@
-//! A step's output on its way from a container engine to the sink.
+//! Passes a step's output from a container engine to the sink.
 
 use bytes::Bytes;
 use protocol::event::LogStream;
@@ -17,7 +17,7 @@ pub(super) struct StepOutput<'a> {
     /// The step's container.
     pub(super) container: &'a str,
     pub(super) out: &'a dyn LogSink,
-    /// Whether the step has a terminal, so that its single stream is not framed.
+    /// Whether the step has a terminal. Its output is then a single stream without frames.
     pub(super) raw: bool,
     pub(super) flow: &'a Flow,
     pub(super) seen: ReceivedOutput,
@@ -36,24 +36,24 @@ impl<'a> StepOutput<'a> {
         }
     }
 
-    /// Passes output on until the connection closes. Returns whether it ended with a complete
-    /// frame.
-    pub(super) async fn pump(&mut self, mut from: impl AsyncRead + Unpin) -> bool {
+    /// Passes on the output of a connection until it closes. Returns whether it ended with a complete
+    /// frame. A read error or an invalid frame returns `false`.
+    pub(super) async fn pump(&mut self, mut connection: impl AsyncRead + Unpin) -> bool {
         let mut demux = Demux::of(self.raw);
         let mut buffer = vec![0; READ_BYTES];
         let mut pieces = Vec::new();
         loop {
-            let read = match from.read(&mut buffer).await {
+            let read = match connection.read(&mut buffer).await {
                 Ok(0) => return demux.is_whole(),
                 Ok(read) => read,
                 Err(_) => return false,
             };
             self.flow.moved();
-            let fed = demux.feed(&buffer[..read], &mut pieces);
+            let result = demux.feed(&buffer[..read], &mut pieces);
             for piece in pieces.drain(..) {
                 self.pass(piece).await;
             }
-            if let Err(bad) = fed {
+            if let Err(bad) = result {
                 tracing::warn!(
                     container.id = self.container, %bad,
                     "the rest of the step's output is read from the engine's copy"
@@ -63,15 +63,16 @@ impl<'a> StepOutput<'a> {
         }
     }
 
-    /// Passes on a piece of output that was not received before.
+    /// Passes on a new piece of output. The first output is held back while it can still become the
+    /// engine's report that the command could not be executed.
     pub(super) async fn pass(&mut self, piece: Piece) {
         self.seen.add(&piece);
         let pieces = self.beginning.take(piece);
         self.write(pieces).await;
     }
 
-    /// Passes on output held back because it began like an engine report.
-    pub(super) async fn release(&mut self) {
+    /// Passes on output that [`pass`](Self::pass) still holds back.
+    pub(super) async fn flush(&mut self) {
         let pieces = self.beginning.rest();
         self.write(pieces).await;
     }
@@ -83,8 +84,8 @@ impl<'a> StepOutput<'a> {
         }
     }
 
-    /// How to read the engine's copy once more, if this pass did not settle what is missing. Notes
-    /// a gap in the step's output, and warns if the copy is incomplete.
+    /// Returns how to read the engine's copy again, or `None` if `pass` was the last pass. Notes in the
+    /// step's output if some of it is missing, and warns if the copy is incomplete.
     pub(super) async fn next_pass(&self, pass: &CopyPass) -> Option<SkipModes> {
         let modes = pass.again();
         match modes {
@@ -94,7 +95,7 @@ impl<'a> StepOutput<'a> {
             Some(_) => {}
             None if pass.is_short() => tracing::warn!(
                 container.id = self.container,
-                "the engine kept less of the step's output than came before it went away"
+                "the engine's copy of the step's output is shorter than the output received before"
             ),
             None => {}
         }

@@ -1,4 +1,4 @@
-//! Which pipelines can use which secrets of the worker.
+//! The rules that decide which pipelines can use which secrets of the worker.
 
 use globset::GlobMatcher;
 
@@ -7,23 +7,23 @@ use crate::ports::{Destination, Purpose};
 /// Access to the worker's secrets.
 #[derive(Debug, Clone)]
 pub enum Scopes {
-    /// Every secret, for a user who runs a file locally.
+    /// All secrets, for a user who runs a file locally.
     All,
-    /// Only secrets covered by a scope.
+    /// Only the secrets that a scope covers.
     Only(Vec<Scope>),
 }
 
 /// Secrets, and the pipelines that can use them.
 #[derive(Debug, Clone)]
 pub struct Scope {
-    /// Names of secrets.
+    /// Matches names of secrets.
     pub secret: GlobMatcher,
-    /// Groups of pipelines.
+    /// Matches groups of pipelines.
     pub group: GlobMatcher,
-    /// Names of pipelines.
+    /// Matches names of pipelines.
     pub pipeline: GlobMatcher,
-    /// Hosts, with or without a port, that the secrets can be sent to. If missing, the secrets can
-    /// also be passed to a step, which can send them anywhere.
+    /// Matches the hosts, with or without a port, to which the secrets can be sent. If `None`, the
+    /// secrets can also be passed to a step, which can send them anywhere.
     pub host: Option<GlobMatcher>,
 }
 
@@ -39,21 +39,21 @@ impl Scopes {
 
 impl Scope {
     fn covers(&self, secret: &str, purpose: &Purpose) -> bool {
-        // The sender of a definition chooses its group and name, so a scope that names them does
-        // not cover it.
-        let is_for_everyone =
+        // An untrusted sender can choose any group and name. So only a scope for all pipelines covers
+        // an untrusted run.
+        let covers_all_pipelines =
             || self.group.glob().glob() == "*" && self.pipeline.glob().glob() == "*";
-        if !purpose.trusted && !is_for_everyone() {
+        if !purpose.trusted && !covers_all_pipelines() {
             return false;
         }
-        let by_host = match (&self.host, &purpose.to) {
+        let host_matches = match (&self.host, &purpose.to) {
             (None, _) => true,
             (Some(_), Destination::Anywhere) => false,
             (Some(pattern), Destination::Host { host, port }) => {
                 pattern.is_match(host) || pattern.is_match(format!("{host}:{port}"))
             }
         };
-        by_host
+        host_matches
             && self.secret.is_match(secret)
             && self.group.is_match(&purpose.group)
             && self.pipeline.is_match(&purpose.pipeline)
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_is_given_only_within_a_scope() {
+    fn a_secret_can_be_used_only_within_a_scope() {
         let scopes = Scopes::Only(vec![
             scope("deploy-*", "prod", "*", None),
             scope("hook", "*", "*", Some("*.example.org:443")),

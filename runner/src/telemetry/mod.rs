@@ -1,5 +1,5 @@
-//! The program's own log: for people or machines on standard error, or in a CI service's format on
-//! standard output. The output of steps is never part of it.
+//! The program's own log. It goes to standard error, as text or JSON, or to standard output, in the
+//! format of a CI service. The output of steps is never part of it.
 
 mod ci;
 mod escaped;
@@ -21,16 +21,16 @@ use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
 
 use self::lines::Lines;
 
-/// The log of this process.
+/// The queue of log lines of this process.
 static LINES: OnceLock<Lines> = OnceLock::new();
 
-/// How long unwritten lines can delay the end of the process.
-const FLUSHED_WITHIN: Duration = Duration::from_secs(1);
+/// The longest time for which unwritten lines delay the end of the process.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The format of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
-    /// Lines for people.
+    /// Lines of text for people.
     Text,
     /// One JSON object per line.
     Json,
@@ -41,16 +41,16 @@ pub enum Form {
 /// Options of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Options<'a> {
-    /// The lowest level: `off`, `error`, `warn`, `info`, `debug` or `trace`.
+    /// The most detailed level that is logged: `off`, `error`, `warn`, `info`, `debug` or `trace`.
     pub level: &'a str,
-    /// The format. If `None`, `Text` on a terminal, otherwise `Json`.
+    /// The format. With `None`, it is chosen by [`effective_form`].
     pub form: Option<Form>,
-    /// Whether text lines can have colours.
+    /// Whether text lines are coloured if standard error is a terminal.
     pub colour: bool,
 }
 
-/// Verbose libraries, with the most detailed level that is logged for each.
-const QUIET: [(&str, &str); 8] = [
+/// Verbose libraries, each with the most detailed level that is logged for it.
+const VERBOSE_LIBRARIES: [(&str, &str); 8] = [
     ("config", "warn"),
     ("h2", "info"),
     ("hyper", "info"),
@@ -61,43 +61,45 @@ const QUIET: [(&str, &str); 8] = [
     ("tower", "info"),
 ];
 
-/// Libraries whose errors the program reports itself. They are logged only at the debug levels.
-const SILENT: [&str; 1] = ["lapin"];
+/// Libraries whose errors the program reports itself. They are logged only at `debug` and `trace`.
+const SILENCED_LIBRARIES: [&str; 1] = ["lapin"];
 
-/// The rank of a level. A higher rank logs more.
+/// Returns the rank of a level. A higher rank logs more. An unknown level has the rank of `info`.
 fn rank(level: &str) -> usize {
     let levels = ["off", "error", "warn", "info", "debug", "trace"];
     levels.iter().position(|known| *known == level).unwrap_or(3)
 }
 
 fn filter(level: &str) -> EnvFilter {
-    let level = if rank(level) == 3 { "info" } else { level };
+    // Replaces an unknown level.
+    let level = if rank(level) == rank("info") { "info" } else { level };
     let mut directives = level.to_owned();
-    for (target, most) in QUIET {
-        let least = if rank(most) < rank(level) { most } else { level };
-        directives.push_str(&format!(",{target}={least}"));
+    for (target, limit) in VERBOSE_LIBRARIES {
+        let target_level = if rank(limit) < rank(level) { limit } else { level };
+        directives.push_str(&format!(",{target}={target_level}"));
     }
-    for target in SILENT {
-        let least = if rank(level) > rank("info") { "warn" } else { "off" };
-        directives.push_str(&format!(",{target}={least}"));
+    for target in SILENCED_LIBRARIES {
+        let target_level = if rank(level) > rank("info") { "warn" } else { "off" };
+        directives.push_str(&format!(",{target}={target_level}"));
     }
     EnvFilter::new(directives)
 }
 
-/// The effective format: the given one, or the one that suits standard error.
+/// Returns the format that is used: `form` if it is set. Otherwise `Text` if standard error is a
+/// terminal, and `Json` if it is not.
 #[must_use]
-pub fn form_of(said: Option<Form>) -> Form {
-    let on_terminal = std::io::stderr().is_terminal();
-    said.unwrap_or(if on_terminal { Form::Text } else { Form::Json })
+pub fn effective_form(form: Option<Form>) -> Form {
+    let is_terminal = io::stderr().is_terminal();
+    form.unwrap_or(if is_terminal { Form::Text } else { Form::Json })
 }
 
 /// Initializes the log of this process.
 ///
 /// # Errors
 /// If the log is already initialized.
-pub fn begin(options: Options<'_>) -> Result<(), TryInitError> {
+pub fn init(options: Options<'_>) -> Result<(), TryInitError> {
     let colour = options.colour && io::stderr().is_terminal();
-    let form = form_of(options.form);
+    let form = effective_form(options.form);
     let writer = match form {
         Form::Text | Form::Json => writer(io::stderr(), "standard error", io::stderr),
         Form::Ci => writer(io::stdout(), "standard output", io::stdout),
@@ -111,13 +113,13 @@ pub fn begin(options: Options<'_>) -> Result<(), TryInitError> {
     Ok(())
 }
 
-/// Logs panics like other errors. The default hook writes to standard error and blocks if that is
-/// not read, while the panicking thread holds locks.
+/// Logs panics like other errors. The default hook would write to standard error. If nobody reads it,
+/// the write blocks while the panicking thread holds locks.
 fn log_panics() {
-    let default = std::panic::take_hook();
+    let default_hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         if !tracing::enabled!(tracing::Level::ERROR) {
-            return default(panic);
+            return default_hook(panic);
         }
         let backtrace = Backtrace::capture();
         let backtrace = (backtrace.status() == BacktraceStatus::Captured).then_some(backtrace);
@@ -130,17 +132,18 @@ fn describe_panic(panic: &PanicHookInfo<'_>) -> String {
     let payload = panic.payload();
     let message = payload.downcast_ref::<&str>().copied();
     let message = message.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
-    let at = panic.location().map(|at| format!(" at {at}")).unwrap_or_default();
+    let location = panic.location().map(|at| format!(" at {at}")).unwrap_or_default();
     let thread = std::thread::current();
     let thread = thread.name().unwrap_or("unnamed");
-    format!("thread {thread} panicked{at}: {}", message.unwrap_or("no message"))
+    format!("thread {thread} panicked{location}: {}", message.unwrap_or("no message"))
 }
 
-/// Returns a writer that never blocks, or `blocking` if its thread cannot be started.
+/// Returns a writer that never blocks, or `fallback` if the thread that writes the log cannot be
+/// started. `name` is the name of `to` in messages.
 fn writer<W>(
     to: impl AsFd,
     name: &'static str,
-    blocking: impl for<'a> MakeWriter<'a, Writer = W> + Send + Sync + 'static,
+    fallback: impl for<'a> MakeWriter<'a, Writer = W> + Send + Sync + 'static,
 ) -> BoxMakeWriter
 where
     W: io::Write,
@@ -148,19 +151,20 @@ where
     if let Some(lines) = LINES.get() {
         return BoxMakeWriter::new(lines.clone());
     }
-    // Duplicate the handle: a blocked thread must not hold the lock of the standard one.
-    let started = to.as_fd().try_clone_to_owned().and_then(|own| {
-        Lines::start(File::from(own), move |dropped| {
-            warn!(dropped, "{dropped} log lines were dropped because {name} was not read");
+    // Write through a duplicate. A blocked write to `Stderr` or `Stdout` would hold its lock.
+    let started = to.as_fd().try_clone_to_owned().and_then(|duplicate| {
+        Lines::start(File::from(duplicate), move |dropped| {
+            warn!(dropped, "{dropped} log lines were dropped because nobody read {name}");
         })
     });
     match started {
         Ok(lines) => BoxMakeWriter::new(LINES.get_or_init(|| lines).clone()),
-        Err(_no_thread) => BoxMakeWriter::new(blocking),
+        Err(_) => BoxMakeWriter::new(fallback),
     }
 }
 
-/// Adds a line for people to the log, in their order. Returns false if there is no log yet.
+/// Queues a line as it is, after the log lines that are already queued. Returns `false` if the log has
+/// no queue, for example because it is not initialized yet.
 #[must_use]
 pub fn print(line: &str) -> bool {
     let Some(lines) = LINES.get() else { return false };
@@ -168,9 +172,10 @@ pub fn print(line: &str) -> bool {
     true
 }
 
-/// Waits until the log is written. Returns false if it is not read.
+/// Waits until all queued lines are written, for at most [`FLUSH_TIMEOUT`]. Returns `false` if that is
+/// not enough, as when nobody reads the log.
 pub fn flush() -> bool {
-    LINES.get().is_none_or(|lines| lines.flush(FLUSHED_WITHIN))
+    LINES.get().is_none_or(|lines| lines.flush(FLUSH_TIMEOUT))
 }
 
 fn text<W>(level: &str, colour: bool, writer: W) -> impl tracing::Subscriber + Send + Sync
@@ -179,7 +184,7 @@ where
 {
     tracing_subscriber::fmt()
         .with_env_filter(filter(level))
-        // Writing such an error to a closed standard error would panic.
+        // `tracing-subscriber` would print these errors to standard error, and panic if that is closed.
         .log_internal_errors(false)
         .fmt_fields(escaped::fields())
         .with_ansi(colour)
@@ -198,7 +203,7 @@ where
         .with_current_span(true)
         .with_span_list(false)
         .with_env_filter(filter(level))
-        // Writing such an error to a closed standard error would panic.
+        // `tracing-subscriber` would print these errors to standard error, and panic if that is closed.
         .log_internal_errors(false)
         .with_writer(writer)
         .finish()
@@ -244,7 +249,7 @@ mod tests {
         }
     }
 
-    fn told(log: impl tracing::Subscriber + Send + Sync) {
+    fn log_examples(log: impl tracing::Subscriber + Send + Sync) {
         tracing::subscriber::with_default(log, || {
             tracing::info!(run.id = "r-1", "a run was claimed");
             tracing::debug!("a detail");
@@ -252,16 +257,16 @@ mod tests {
         });
     }
 
-    /// Runs this test again in a process of its own, because a panic hook is global.
+    /// Runs itself again in a child process, because a panic hook is global.
     #[test]
-    fn a_panic_is_one_line_of_the_log() {
+    fn a_panic_is_logged_as_one_line() {
         const CHILD: &str = "BOB_TEST_PANICS";
         if std::env::var_os(CHILD).is_some() {
-            begin(Options { level: "info", form: Some(Form::Json), colour: false }).unwrap();
+            init(Options { level: "info", form: Some(Form::Json), colour: false }).unwrap();
             panic!("a test of panics");
         }
         let child = std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "telemetry::tests::a_panic_is_one_line_of_the_log", "--nocapture"])
+            .args(["--exact", "telemetry::tests::a_panic_is_logged_as_one_line", "--nocapture"])
             .env(CHILD, "1")
             .env_remove("RUST_BACKTRACE")
             .output()
@@ -280,7 +285,7 @@ mod tests {
     fn a_json_log_has_one_object_per_line() {
         let sink = Sink::default();
         let writer = sink.clone();
-        told(json("info", move || writer.clone()));
+        log_examples(json("info", move || writer.clone()));
         let text = sink.text();
         assert_eq!(text.lines().count(), 1, "{text}");
         let line: serde_json::Value = serde_json::from_str(&text).unwrap();
@@ -290,10 +295,10 @@ mod tests {
     }
 
     #[test]
-    fn the_debug_level_applies_to_this_program_and_not_to_libraries() {
+    fn the_debug_level_does_not_apply_to_verbose_libraries() {
         let sink = Sink::default();
         let writer = sink.clone();
-        told(text("debug", false, move || writer.clone()));
+        log_examples(text("debug", false, move || writer.clone()));
         let text = sink.text();
         assert!(text.contains("a detail"), "{text}");
         assert!(!text.contains("noise"), "{text}");
@@ -301,24 +306,24 @@ mod tests {
     }
 
     #[test]
-    fn errors_of_libraries_are_logged_at_detailed_levels() {
-        for (level, told) in [("error", 0), ("warn", 0), ("info", 0), ("debug", 1), ("trace", 1)] {
+    fn errors_of_silenced_libraries_are_logged_only_at_debug_and_trace() {
+        for (level, lines) in [("error", 0), ("warn", 0), ("info", 0), ("debug", 1), ("trace", 1)] {
             let sink = Sink::default();
             let writer = sink.clone();
             tracing::subscriber::with_default(json(level, move || writer.clone()), || {
                 tracing::error!(target: "lapin::io_loop", "aborting recovery");
             });
-            assert_eq!(sink.text().lines().count(), told, "{level}: {}", sink.text());
+            assert_eq!(sink.text().lines().count(), lines, "{level}: {}", sink.text());
         }
     }
 
     #[test]
-    fn a_ci_log_has_a_time_a_level_and_a_text_per_line() {
+    fn each_line_of_a_ci_log_has_a_time_a_level_and_a_message() {
         let sink = Sink::default();
         let writer = sink.clone();
         tracing::subscriber::with_default(ci("debug", move || writer.clone()), || {
             tracing::warn!(run.id = "r-1", cause = %"gone\naway", "a run\nwaits");
-            tracing::trace!("less than was asked for");
+            tracing::trace!("below the level of the log");
         });
         let text = sink.text();
         let (time, rest) = text.split_at(22);
@@ -327,8 +332,8 @@ mod tests {
     }
 
     #[test]
-    fn the_level_of_a_ci_log_hides_lower_levels() {
-        for (level, told) in [("error", 1), ("warn", 2), ("info", 3), ("debug", 4)] {
+    fn a_ci_log_contains_only_lines_of_its_level_and_above() {
+        for (level, count) in [("error", 1), ("warn", 2), ("info", 3), ("debug", 4)] {
             let sink = Sink::default();
             let writer = sink.clone();
             tracing::subscriber::with_default(ci(level, move || writer.clone()), || {
@@ -339,43 +344,37 @@ mod tests {
             });
             let text = sink.text();
             let levels: Vec<&str> = text.lines().map(|line| &line[22..line.len() - 2]).collect();
-            assert_eq!(levels, ["[ERROR]", "[WARN]", "[INFO]", "[DEBUG]"][..told], "{level}");
+            assert_eq!(levels, ["[ERROR]", "[WARN]", "[INFO]", "[DEBUG]"][..count], "{level}");
         }
     }
 
     #[test]
-    fn foreign_control_characters_do_not_reach_a_terminal() {
-        let (plain, lines) = (Sink::default(), Sink::default());
-        let (one, other) = (plain.clone(), lines.clone());
-        let logs: [Box<dyn Fn()>; 2] = [
-            Box::new(|| {
-                let one = one.clone();
-                let log = text("info", true, move || one.clone());
-                tracing::subscriber::with_default(log, said);
-            }),
-            Box::new(|| {
-                let other = other.clone();
-                tracing::subscriber::with_default(ci("info", move || other.clone()), said);
-            }),
-        ];
-        fn said() {
+    fn control_characters_from_services_do_not_reach_a_terminal() {
+        fn log_control_characters() {
             let cause = "\u{1b}[2J\u{7}gone\nERROR forged";
             tracing::warn!(run.id = "r-1", %cause, "the service says {cause}");
         }
-        logs.iter().for_each(|log| log());
-        for text in [plain.text(), lines.text()] {
+        let (text_sink, ci_sink) = (Sink::default(), Sink::default());
+        let writer = text_sink.clone();
+        let log = text("info", true, move || writer.clone());
+        tracing::subscriber::with_default(log, log_control_characters);
+        let writer = ci_sink.clone();
+        let log = ci("info", move || writer.clone());
+        tracing::subscriber::with_default(log, log_control_characters);
+        for text in [text_sink.text(), ci_sink.text()] {
             assert!(!text.contains("\u{1b}[2J") && !text.contains('\u{7}'), "{text:?}");
             assert_eq!(text.lines().count(), 1, "{text:?}");
             assert!(text.contains("gone"), "{text:?}");
         }
-        assert!(plain.text().contains(r"\u{1b}[2J\u{7}gone\nERROR"), "{}", plain.text());
+        let text = text_sink.text();
+        assert!(text.contains(r"\u{1b}[2J\u{7}gone\nERROR"), "{text}");
     }
 
     #[test]
-    fn nothing_is_logged_if_logging_is_off() {
+    fn nothing_is_logged_at_the_level_off() {
         let sink = Sink::default();
         let writer = sink.clone();
-        told(text("off", false, move || writer.clone()));
+        log_examples(text("off", false, move || writer.clone()));
         assert_eq!(sink.text(), "");
     }
 }

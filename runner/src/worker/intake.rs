@@ -1,4 +1,5 @@
-//! Consumes commands from the queues and settles them. A start is settled once its run is claimed.
+//! Consumes commands from the queues, and settles their deliveries. A start is settled once its run is
+//! claimed.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -18,19 +19,20 @@ use super::retry::Retry;
 use super::shared::Shared;
 use crate::ports::{Consumer, Delivery, Message, QueueError, Route, Source};
 
-/// The first pause after an error of a queue. It doubles up to [`LONGEST_PAUSE`].
-const PAUSE: Duration = Duration::from_millis(500);
+/// The first pause after an error of a queue. Pauses double up to [`LONGEST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
-/// How long a draining worker waits for another message in its own queue.
-const QUEUE_IS_EMPTY_AFTER: Duration = Duration::from_millis(500);
+/// A draining worker considers its own queue empty after this time without a message.
+const EMPTY_AFTER: Duration = Duration::from_millis(500);
 /// How long a draining worker tries to publish a dead letter.
-const LAST_DEAD_LETTER: Duration = Duration::from_secs(5);
+const DEAD_LETTER_GRACE: Duration = Duration::from_secs(5);
 
-/// Consumes starts from the shared queue while a slot is free and the engine's disk has room.
+/// Consumes starts from the shared queue while a slot is free, the engine's disk has room, and the
+/// store accepts writes.
 ///
 /// An open subscription holds a slot. The delivery that takes the last slot is acknowledged only
-/// after the subscription is closed. This worker therefore holds back no message that an idle
-/// worker could take.
+/// after the subscription is closed. A full worker therefore never holds back a message that an idle
+/// worker could process.
 pub(super) async fn jobs(
     shared: Arc<Shared>,
     heartbeat: Heartbeat,
@@ -39,7 +41,7 @@ pub(super) async fn jobs(
 ) {
     let intake = Intake { shared: &shared, heartbeat: &heartbeat, stop: &stop };
     let mut retry = intake.retry();
-    let mut is_ready = false;
+    let mut has_reported_ready = false;
     loop {
         let slot = {
             let _waits = heartbeat.waits();
@@ -67,7 +69,7 @@ pub(super) async fn jobs(
         match opened {
             Ok(consumer) => {
                 retry.reset();
-                if !std::mem::replace(&mut is_ready, true) {
+                if !std::mem::replace(&mut has_reported_ready, true) {
                     report_ready(&shared);
                 }
                 shared.slot_is_open.store(true, Ordering::Relaxed);
@@ -83,10 +85,11 @@ fn report_ready(shared: &Shared) {
     let Options { node, slots, executors, .. } = &shared.options;
     let executors: Vec<&str> = executors.iter().map(|executor| executor.as_str()).collect();
     let executors = executors.join(", ");
-    info!(owner.id = %node, slots, executors, "{node} is ready: it takes up to {slots} runs at once");
+    info!(owner.id = %node, slots, executors, "{node} is ready to drive up to {slots} runs");
 }
 
-/// Consumes stops and pauses even if no slot is free, and passes on misdirected starts.
+/// Consumes the control queue or the worker's own queue, even if no slot is free. A start in the
+/// worker's own queue is processed if it gets a slot. Other starts are passed on to the shared queue.
 pub(super) async fn control(
     shared: Arc<Shared>,
     heartbeat: Heartbeat,
@@ -96,28 +99,28 @@ pub(super) async fn control(
 ) {
     let intake = Intake { shared: &shared, heartbeat: &heartbeat, stop: &stop };
     let mut retry = intake.retry();
-    // A command that could not be processed under the previous lease. It is kept, because every
-    // return to the queue counts towards its delivery limit.
+    // A command that could not be processed under the previous lease. It is not requeued, because
+    // every requeue counts towards its delivery limit.
     let mut pending: Option<Delivery> = None;
     loop {
         let Some(held) = intake.wait_for_lease(&mut lease).await else {
             return intake.requeue(pending).await;
         };
         if let Some(delivery) = pending.take() {
-            match intake.take_control(&held, source, delivery).await {
+            match intake.process_control(&held, source, delivery).await {
                 DeliveryOutcome::NotYet(delivery) => {
                     pending = Some(delivery);
                     continue;
                 }
-                DeliveryOutcome::Done | DeliveryOutcome::Requeued | DeliveryOutcome::Kept => {}
+                DeliveryOutcome::Done | DeliveryOutcome::Requeued | DeliveryOutcome::Postponed => {}
             }
         }
         let Some(opened) = intake.open(source).await else { return };
         let mut consumer = match opened {
             Ok(consumer) => consumer,
             Err(cause @ QueueError::Denied { .. }) if source == Source::Node => {
-                // The broker's user lacks the permission to declare queues. The shared queues
-                // exist, this one does not.
+                // The broker's user has no permission to declare queues. The shared queues exist
+                // already, but the worker's own queue does not.
                 warn!(%cause, "this worker has no queue of its own");
                 return;
             }
@@ -132,16 +135,15 @@ pub(super) async fn control(
             Err(cause) => intake.pause_after(&cause, &mut retry).await,
         }
         if source == Source::Node && stop.is_cancelled() {
-            if let Some(delivery) = pending.take() {
-                intake.requeue(Some(delivery)).await;
-            }
+            // Requeue it first, so that it is moved with the rest of the queue.
+            intake.requeue(pending.take()).await;
             intake.move_to_jobs(&held, &mut *consumer).await;
         }
         intake.close(consumer).await;
     }
 }
 
-/// A loop that consumes a queue.
+/// The context of a loop that consumes one queue.
 #[derive(Clone, Copy)]
 struct Intake<'a> {
     shared: &'a Arc<Shared>,
@@ -154,11 +156,12 @@ impl<'a> Intake<'a> {
         Claimant { shared: self.shared, held, heartbeat: self.heartbeat }
     }
 
-    /// Returns the pauses after errors of the queue.
+    /// Creates the pauses after errors of the queue.
     fn retry(self) -> Retry<'a> {
-        Retry::new(&*self.shared.ports.host, self.heartbeat, PAUSE, LONGEST_PAUSE)
+        Retry::new(&*self.shared.ports.host, self.heartbeat, FIRST_PAUSE, LONGEST_PAUSE)
     }
 
+    /// Waits for a valid lease. Returns `None` if `stop` is cancelled first.
     async fn wait_for_lease(self, lease: &mut Current) -> Option<HeldLease> {
         let _waits = self.heartbeat.waits();
         tokio::select! {
@@ -168,7 +171,7 @@ impl<'a> Intake<'a> {
         }
     }
 
-    /// Opens a queue. Returns `None` if `stop` is cancelled first.
+    /// Opens a subscription. Returns `None` if `stop` is cancelled first.
     async fn open(self, source: Source) -> Option<Result<Box<dyn Consumer>, QueueError>> {
         let _waits = self.heartbeat.waits();
         tokio::select! {
@@ -183,6 +186,7 @@ impl<'a> Intake<'a> {
         consumer.close().await;
     }
 
+    /// Processes the starts of one subscription until it must be closed, and closes it.
     async fn consume_jobs(
         self,
         held: &'a HeldLease,
@@ -224,9 +228,10 @@ impl<'a> Intake<'a> {
                     }
                 }
                 Answer::Later { after, message } => {
-                    // It waits aside, so that starts that fit can run meanwhile.
+                    // The unsettled delivery would block this subscription. Other starts can be
+                    // received in the meantime.
                     self.close(consumer).await;
-                    self.set_aside(delivery, message, after).await;
+                    self.postpone(delivery, message, after).await;
                     return;
                 }
             }
@@ -234,7 +239,7 @@ impl<'a> Intake<'a> {
         self.close(consumer).await;
     }
 
-    /// Waits for a start. Returns `None` once this worker must take no more of them.
+    /// Waits for a start. Returns `None` once the subscription must be closed.
     async fn next_job(
         self,
         held: &HeldLease,
@@ -246,7 +251,7 @@ impl<'a> Intake<'a> {
             biased;
             () = held.lost.cancelled() => None,
             () = self.stop.cancelled() => None,
-            // An orphan, or a start sent to this worker, takes precedence over new starts.
+            // An orphan, or a start in the worker's own queue, takes precedence over new starts.
             () = shared.slot_wanted.notified() => None,
             () = shared.room.unavailable() => None,
             () = shared.writes.refused() => None,
@@ -254,8 +259,8 @@ impl<'a> Intake<'a> {
         }
     }
 
-    /// Processes the commands of one subscription. Returns the command that this worker could not process
-    /// under its lease, if it ends with one.
+    /// Processes the commands of one subscription until it must be closed. If the lease was lost while
+    /// a command was processed, returns that command.
     async fn consume_control(
         self,
         held: &'a HeldLease,
@@ -263,24 +268,26 @@ impl<'a> Intake<'a> {
         consumer: &mut dyn Consumer,
     ) -> Result<Option<Delivery>, QueueError> {
         loop {
-            let waiting = self.heartbeat.waits();
+            let waits = self.heartbeat.waits();
             let delivery = tokio::select! {
                 biased;
                 () = held.lost.cancelled() => return Ok(None),
                 () = self.stop.cancelled() => return Ok(None),
                 delivery = consumer.next() => delivery?,
             };
-            drop(waiting);
-            match self.take_control(held, source, delivery).await {
+            drop(waits);
+            match self.process_control(held, source, delivery).await {
                 DeliveryOutcome::Done | DeliveryOutcome::Requeued => {}
-                // Open another subscription, so that a stop behind this message does not wait.
-                DeliveryOutcome::Kept => return Ok(None),
+                // The unsettled delivery blocks this subscription. Open a new one, so that a stop
+                // behind this message does not wait.
+                DeliveryOutcome::Postponed => return Ok(None),
                 DeliveryOutcome::NotYet(delivery) => return Ok(Some(delivery)),
             }
         }
     }
 
-    async fn take_control(
+    /// Processes one command, and settles or postpones it if possible.
+    async fn process_control(
         self,
         held: &'a HeldLease,
         source: Source,
@@ -307,95 +314,99 @@ impl<'a> Intake<'a> {
             }
             Answer::NotYet(_slot) => DeliveryOutcome::NotYet(delivery),
             Answer::Later { after, message } => {
-                self.set_aside(delivery, message, after).await;
-                DeliveryOutcome::Kept
+                self.postpone(delivery, message, after).await;
+                DeliveryOutcome::Postponed
             }
         }
     }
 
-    /// Moves the remaining messages of a draining worker's own queue to the shared one.
+    /// Empties a draining worker's own queue: passes starts on to the shared queue, and processes all
+    /// other commands.
     async fn move_to_jobs(self, held: &'a HeldLease, consumer: &mut dyn Consumer) {
-        while let Ok(Ok(delivery)) =
-            tokio::time::timeout(QUEUE_IS_EMPTY_AFTER, consumer.next()).await
-        {
-            // A message that cannot be moved would be redelivered forever.
-            let settled = self.take_control(held, Source::Control, delivery).await;
-            if matches!(settled, DeliveryOutcome::Requeued) {
+        while let Ok(Ok(delivery)) = tokio::time::timeout(EMPTY_AFTER, consumer.next()).await {
+            // With `Source::Control`, a start gets no slot and is passed on to the shared queue.
+            let outcome = self.process_control(held, Source::Control, delivery).await;
+            // Stop here: the broker would deliver a requeued message again and again.
+            if matches!(outcome, DeliveryOutcome::Requeued) {
                 return;
             }
         }
     }
 
-    /// Keeps a start aside. The number is limited, because each holds a channel of the connection.
-    async fn set_aside(self, delivery: Delivery, message: Message, after: Duration) {
-        let place = {
+    /// Publishes a start again later, in a task of its own. The number of postponed starts is limited,
+    /// because each keeps a channel of the connection open.
+    async fn postpone(self, delivery: Delivery, message: Message, after: Duration) {
+        let permit = {
             let _waits = self.heartbeat.waits();
-            Arc::clone(&self.shared.aside).acquire_owned().await
+            Arc::clone(&self.shared.postponed).acquire_owned().await
         };
-        let Ok(place) = place else { return };
-        let shared_then = Arc::clone(self.shared);
+        let Ok(permit) = permit else { return };
+        let shared = Arc::clone(self.shared);
         self.shared.tasks.spawn(async move {
-            publish_again(&shared_then, delivery, message, after).await;
-            drop(place);
+            publish_again(&shared, delivery, message, after).await;
+            drop(permit);
         });
     }
 
-    /// Returns a command that this worker could not process to its queue.
+    /// Requeues a command that this worker could not process, if there is one.
     async fn requeue(self, pending: Option<Delivery>) {
         if let Some(delivery) = pending {
             settle(self.heartbeat, delivery, Disposition::Requeue).await;
         }
     }
 
-    /// Settles a delivery. A dead letter of the worker's own queue is retried until the broker takes it,
-    /// which must not delay the end of the worker.
+    /// Settles a delivery, but gives up [`DEAD_LETTER_GRACE`] after `stop` is cancelled. The publication
+    /// of a dead letter of the worker's own queue is retried until it succeeds, and must not delay the
+    /// worker's exit.
     async fn settle_before_end(self, delivery: Delivery, disposition: Disposition) {
-        let late = async {
+        let grace_over = async {
             self.stop.cancelled().await;
-            tokio::time::sleep(LAST_DEAD_LETTER).await;
+            tokio::time::sleep(DEAD_LETTER_GRACE).await;
         };
         tokio::select! {
             biased;
             () = settle(self.heartbeat, delivery, disposition) => {}
-            () = late => warn!("a command was not settled before this worker ended"),
+            () = grace_over => warn!("a command was not settled before this worker ended"),
         }
     }
 
-    /// Waits before the queue is tried again, unless `stop` is cancelled.
+    /// Logs an error of the queue, and waits before the next attempt, unless `stop` is cancelled.
     async fn pause_after(self, cause: &QueueError, retry: &mut Retry<'_>) {
-        warn!(%cause, "nothing is taken from a queue");
+        warn!(%cause, "cannot consume a queue");
         self.stop.run_until_cancelled(retry.wait()).await;
     }
 }
 
-/// The outcome of a delivery.
+/// The outcome of processing a delivery.
 #[derive(Debug)]
 enum DeliveryOutcome {
+    /// Acknowledged or dead-lettered.
     Done,
     Requeued,
-    /// Kept for a while. Its subscription receives no further messages.
-    Kept,
-    /// To be processed under the next lease.
+    /// A task publishes it again later, and settles it then.
+    Postponed,
+    /// Unsettled, to be processed under the next lease.
     NotYet(Delivery),
 }
 
-/// Publishes a start again and settles the original delivery.
+/// Publishes a start again after a delay, and then settles the original delivery.
 async fn publish_again(shared: &Shared, delivery: Delivery, message: Message, after: Duration) {
-    // This task has no watchdog: it waits for as long as the broker is unavailable, and a drain ends it.
+    // The watchdog does not watch this task. It retries while the broker is unavailable, until a drain.
     let heartbeat = Heartbeat::unwatched();
-    let first = (after * 2).clamp(PAUSE, LONGEST_PAUSE);
-    let mut retry = Retry::new(&*shared.ports.host, &heartbeat, first, LONGEST_PAUSE);
-    let mut drains = shared.draining.run_until_cancelled(tokio::time::sleep(after)).await.is_none();
+    let first_pause = (after * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
+    let mut retry = Retry::new(&*shared.ports.host, &heartbeat, first_pause, LONGEST_PAUSE);
+    let delay = tokio::time::sleep(after);
+    let mut is_draining = shared.draining.run_until_cancelled(delay).await.is_none();
     loop {
         match shared.ports.queue.publish(Route::Jobs, message.clone()).await {
             Ok(()) => return settle(&heartbeat, delivery, Disposition::Ack).await,
-            Err(cause) if drains => {
-                warn!(%cause, "a start that waits goes back to its queue");
+            Err(cause) if is_draining => {
+                warn!(%cause, "a postponed start is requeued");
                 return settle(&heartbeat, delivery, Disposition::Requeue).await;
             }
-            Err(cause) => warn!(%cause, "a start that waits cannot be published yet"),
+            Err(cause) => warn!(%cause, "a postponed start cannot be published yet"),
         }
-        drains = retry.pause(&shared.draining).await.is_break();
+        is_draining = retry.pause(&shared.draining).await.is_break();
     }
 }
 
@@ -403,7 +414,7 @@ async fn settle(heartbeat: &Heartbeat, delivery: Delivery, disposition: Disposit
     let _waits = heartbeat.waits();
     match delivery.settle(disposition).await {
         Ok(()) => {}
-        // The message will be redelivered, and its run is known then.
+        // The broker redelivers the message. A start is then ignored, because its run is known.
         Err(cause) => info!(%cause, "a message was not settled"),
     }
 }

@@ -59,7 +59,8 @@ pub(super) async fn next_action(
     if waits_for_admission(&open.value) {
         return Ok(OrphanAction::Settled);
     }
-    let Stored { record, unknown, .. } = match read_record(run, entry, keys.definition.as_ref()) {
+    let Stored { record, unknown_key, .. } = match read_record(run, entry, keys.definition.as_ref())
+    {
         Ok(stored) => stored,
         Err(cause) => return Ok(OrphanAction::NotForUs(cause.to_string())),
     };
@@ -71,7 +72,7 @@ pub(super) async fn next_action(
             StopEntry { reason: None, by: shared.options.node.clone(), at: record.scheduled_at };
         return Ok(OrphanAction::Stopped(serde_json::from_slice(&stop.value).unwrap_or(unsaid)));
     }
-    if let Some(key) = unknown {
+    if let Some(key) = unknown_key {
         return Ok(OrphanAction::NotForUs(format!(
             "its definition has the key `{key}`, which this version does not know"
         )));

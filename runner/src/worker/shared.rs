@@ -35,8 +35,8 @@ use crate::ports::{EngineInfo, ExecError, Ports, StoreError};
 pub(super) const LAST_EVENTS: Duration = Duration::from_secs(10);
 /// The longest that a command waits for the publisher to accept an event about it.
 const EVENT_WITHIN: Duration = Duration::from_secs(5);
-/// So many starts wait for memory at once in a worker's hands; those behind them wait in the queue.
-const ASIDE: usize = 64;
+/// The maximum number of starts that a worker postpones at the same time.
+const MAX_POSTPONED: usize = 64;
 /// How long a start that was sent to this worker waits for the slot of the open subscription.
 const SLOT_WITHIN: Duration = Duration::from_secs(1);
 /// The minimum time for which a run ID is not accepted again.
@@ -68,8 +68,8 @@ pub(crate) struct Shared {
     pub(super) slots: Arc<Semaphore>,
     /// The drives and their operations. Completed when the last run has ended.
     pub(super) tasks: TaskTracker,
-    /// Permits for starts that wait for memory.
-    pub(super) aside: Arc<Semaphore>,
+    /// Permits for postponed starts, such as those that wait for memory.
+    pub(super) postponed: Arc<Semaphore>,
     pub(super) watchdog: Arc<Watchdog>,
     pub(super) draining: CancellationToken,
     /// Cancelled when the worker is about to end. Unconfirmed events then stay on disk.
@@ -135,7 +135,7 @@ impl Shared {
             options,
             roster: Roster::default(),
             tasks: TaskTracker::new(),
-            aside: Arc::new(Semaphore::new(ASIDE)),
+            postponed: Arc::new(Semaphore::new(MAX_POSTPONED)),
             draining: CancellationToken::new(),
             leaving: CancellationToken::new(),
             drain_told: AtomicBool::new(false),

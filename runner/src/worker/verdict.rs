@@ -6,7 +6,7 @@ use protocol::pipeline::{Output, Pipeline, Step, can_name_secret};
 use protocol::run::{Cause, StepRecord, StoredPipeline};
 
 use super::look::{Look, logger_url};
-use super::parent::{ParentError, after_parent, is_trusted_parent};
+use super::parent::{ParentError, is_trusted_parent, steps_from_parent};
 use super::shared::Shared;
 use crate::rules::quota::{self, MemoryFit};
 use crate::rules::run::StopWhy;
@@ -75,13 +75,13 @@ pub(super) fn judge(
         return refuse(Some(pipeline), refusal);
     }
     match quota::check_memory(&pipeline, shared.ports.host.memory()) {
-        MemoryFit::Now => match after_parent(shared, start, &look.parent, &pipeline) {
+        MemoryFit::Now => match steps_from_parent(shared, start, &look.parent, &pipeline) {
             Ok(steps) if steps.is_empty() => Judgement::Claim(Some(pipeline), Verdict::Run),
             Ok(steps) => Judgement::Claim(Some(pipeline), Verdict::Resume(steps)),
-            Err(ParentError::Here { engine, why }) => {
+            Err(ParentError::OnOtherEngine { engine, why }) => {
                 Judgement::Leave(NotNow { why, engine: Some(engine) })
             }
-            Err(ParentError::Ever(why)) => refuse(Some(pipeline), (Cause::Rejected, why)),
+            Err(ParentError::Rejected(why)) => refuse(Some(pipeline), (Cause::Rejected, why)),
         },
         MemoryFit::Later { asked, free } => {
             let why = format!("{asked} bytes of memory are requested, and {free} are free");
@@ -186,7 +186,7 @@ fn literal_secrets(shared: &Shared, pipeline: &Pipeline) -> Option<String> {
         "write {secret-name: NAME} in its place and keep the secret where the workers look for it \
          (BOB_SECRETS_DIR)"
     } else {
-        "{secret-name: NAME} cannot stand there, so send the secret in a header"
+        "{secret-name: NAME} is not possible there, so send the secret in a header"
     };
     Some(format!(
         "{first}{more} of pipeline {}/{} is a secret in clear text: {instead}, or set \

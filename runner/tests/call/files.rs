@@ -1,4 +1,4 @@
-//! Files of the worker's host that calls name.
+//! Files on the worker's host that a call refers to, such as its `ca_file`.
 
 use std::path::Path;
 
@@ -8,12 +8,12 @@ use runner::ports::{ExecError, Gate, StopLevel, StopSignal};
 
 use super::{attempt, bob, options};
 
-/// Why a worker rejects a call that trusts this file.
-async fn refused(path: &Path, options: &Options) -> String {
+/// The reason why a worker rejects a call with this `ca_file`.
+async fn rejection(path: &Path, options: &Options) -> String {
     let step = bob("http", &format!("url: 'https://h', ca_file: '{}'", path.display()));
     match attempt(&step, options, Gate::open(), &StopSignal::default()).await {
         Err(ExecError::Unsupported(why)) => why,
-        other => panic!("{path:?} was used: {other:?}"),
+        other => panic!("{path:?} was not rejected: {other:?}"),
     }
 }
 
@@ -24,23 +24,23 @@ async fn a_worker_reads_only_regular_files_that_its_operator_allows() {
     let link = dir.path().join("link");
     std::os::unix::fs::symlink(outside.path(), &link).unwrap();
     let fifo = dir.path().join("fifo");
-    let made = std::process::Command::new("mkfifo").arg(&fifo).status().unwrap();
-    assert!(made.success());
+    let status = std::process::Command::new("mkfifo").arg(&fifo).status().unwrap();
+    assert!(status.success());
     let named = NamedFiles::below(vec![dir.path().to_owned()]);
-    let opened = Options { named, ..options() };
-    let closed = Options { named: NamedFiles::below(Vec::new()), ..options() };
+    let one_dir = Options { named, ..options() };
+    let no_dirs = Options { named: NamedFiles::below(Vec::new()), ..options() };
     for path in [Path::new("/dev/zero"), Path::new("/etc/hostname"), outside.path()] {
-        for options in [&opened, &closed] {
-            let why = refused(path, options).await;
+        for options in [&one_dir, &no_dirs] {
+            let why = rejection(path, options).await;
             assert!(why.contains("BOB_FILE_DIRS"), "{path:?}: {why}");
         }
     }
-    assert!(refused(&link, &opened).await.contains("leads out of"));
-    assert!(refused(&fifo, &opened).await.contains("not a regular file"));
-    assert!(refused(dir.path(), &opened).await.contains("directory"));
-    // A user who runs a file may name any file, but it must not be endless.
+    assert!(rejection(&link, &one_dir).await.contains("leads out of"));
+    assert!(rejection(&fifo, &one_dir).await.contains("not a regular file"));
+    assert!(rejection(dir.path(), &one_dir).await.contains("directory"));
+    // A user of `run FILE` can name any regular file, but none that can be endless.
     for path in [Path::new("/dev/zero"), &fifo] {
-        assert!(refused(path, &options()).await.contains("not a regular file"), "{path:?}");
+        assert!(rejection(path, &options()).await.contains("not a regular file"), "{path:?}");
     }
 }
 
@@ -49,6 +49,6 @@ async fn a_stopped_step_does_not_wait_for_a_file() {
     let stop = StopSignal::default();
     stop.raise(StopLevel::Kill);
     let step = bob("http", "url: 'https://h', ca_file: /dev/zero");
-    let done = attempt(&step, &options(), Gate::open(), &stop).await;
-    assert!(matches!(done, Err(ExecError::NotStarted)), "{done:?}");
+    let result = attempt(&step, &options(), Gate::open(), &stop).await;
+    assert!(matches!(result, Err(ExecError::NotStarted)), "{result:?}");
 }

@@ -79,7 +79,7 @@ async fn a_certificate_in_the_given_file_is_trusted() {
     let request = bob("http", &format!("url: '{}', {more}", server.url()));
     assert_eq!(run(&request).await.data()["data"], "yes");
     std::fs::write(&file, "no certificate").unwrap();
-    assert!(refused(&step(&server, &more)).await.contains("holds no certificate in PEM"));
+    assert!(refused(&step(&server, &more)).await.contains("contains no certificate in PEM format"));
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! A real S3 server over a directory.
+//! A real S3 server that stores its objects in a directory.
 
 use std::net::SocketAddr;
 
@@ -17,10 +17,10 @@ const BUCKET: &str = "outputs";
 const USER: &str = "me";
 pub(crate) const SECRET: &str = "hunter2hunter2";
 
-/// A running server. Dropping it ends the server.
+/// A running server. Dropping it stops the server.
 pub(crate) struct S3 {
-    at: SocketAddr,
-    /// The directory with its objects.
+    address: SocketAddr,
+    /// The directory with the server's buckets.
     pub(crate) root: tempfile::TempDir,
     task: JoinHandle<()>,
 }
@@ -39,23 +39,25 @@ impl S3 {
         service.set_auth(SimpleAuth::from_single(USER, SECRET));
         let service = service.build().into_shared();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let at = listener.local_addr().unwrap();
+        let address = listener.local_addr().unwrap();
         let task = tokio::spawn(async move {
-            let mut open = tokio::task::JoinSet::new();
+            let mut connections = tokio::task::JoinSet::new();
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
                 let service = service.clone();
-                open.spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+                let connection =
+                    http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+                connections.spawn(connection);
             }
         });
-        Self { at, root, task }
+        Self { address, root, task }
     }
 
     pub(crate) fn options(&self, secret: &str) -> BucketOptions {
         BucketOptions {
             bucket: BUCKET.into(),
             prefix: "team/bob".into(),
-            endpoint: Some(format!("http://{}", self.at)),
+            endpoint: Some(format!("http://{}", self.address)),
             region: "us-east-1".into(),
             keys: Some(BucketKeys { access: USER.into(), secret: secret.into() }),
         }
@@ -65,11 +67,12 @@ impl S3 {
         Bucket::new(&self.options(SECRET)).unwrap()
     }
 
-    fn reader(&self) -> impl object_store::ObjectStore {
+    /// A client for reads that do not go through the `Bucket` under test.
+    fn client(&self) -> impl object_store::ObjectStore {
         AmazonS3Builder::new()
             .with_bucket_name(BUCKET)
             .with_region("us-east-1")
-            .with_endpoint(format!("http://{}", self.at))
+            .with_endpoint(format!("http://{}", self.address))
             .with_allow_http(true)
             .with_access_key_id(USER)
             .with_secret_access_key(SECRET)
@@ -77,24 +80,26 @@ impl S3 {
             .unwrap()
     }
 
-    /// An object by the segments of its key.
-    pub(crate) async fn get(&self, parts: &[&str]) -> Option<Vec<u8>> {
-        let key: Path = parts.iter().map(|part| PathPart::from(*part)).collect();
-        match self.reader().get(&key).await {
-            Ok(found) => Some(found.bytes().await.unwrap().to_vec()),
+    /// Reads the object whose key has these segments. Returns `None` if there is none.
+    pub(crate) async fn get(&self, segments: &[&str]) -> Option<Vec<u8>> {
+        let key: Path = segments.iter().map(|segment| PathPart::from(*segment)).collect();
+        match self.client().get(&key).await {
+            Ok(object) => Some(object.bytes().await.unwrap().to_vec()),
             Err(object_store::Error::NotFound { .. }) => None,
             Err(cause) => panic!("{cause}"),
         }
     }
 
-    /// The visible keys.
+    /// The keys of all objects that the server lists.
     pub(crate) async fn keys(&self) -> Vec<String> {
-        let listed = self.reader().list_with_delimiter(None).await.unwrap();
-        let mut open = listed.common_prefixes;
-        let mut keys: Vec<String> = listed.objects.iter().map(|o| o.location.to_string()).collect();
-        while let Some(prefix) = open.pop() {
-            let listed = self.reader().list_with_delimiter(Some(&prefix)).await.unwrap();
-            open.extend(listed.common_prefixes);
+        let client = self.client();
+        let listed = client.list_with_delimiter(None).await.unwrap();
+        let mut prefixes = listed.common_prefixes;
+        let mut keys: Vec<String> =
+            listed.objects.iter().map(|object| object.location.to_string()).collect();
+        while let Some(prefix) = prefixes.pop() {
+            let listed = client.list_with_delimiter(Some(&prefix)).await.unwrap();
+            prefixes.extend(listed.common_prefixes);
             keys.extend(listed.objects.iter().map(|object| object.location.to_string()));
         }
         keys

@@ -118,7 +118,7 @@ impl Reader {
                 .unwrap_or_default(),
             admission: self.optional(&fields, "admission", Self::admission),
             on_error: on_error.map(Box::new),
-            resources: resources.map(|all| all.read).unwrap_or_default(),
+            resources: resources.map(|all| all.valid).unwrap_or_default(),
             group: group?,
             name: name?,
             image,

@@ -19,23 +19,26 @@ const RESOURCE: Keys = Keys {
 
 /// The resources that a pipeline declares.
 pub(super) struct Resources {
-    pub(super) read: Vec<Resource>,
-    /// Every valid name, with its last position. `None` if `resources` is not a list.
+    /// Those without errors.
+    pub(super) valid: Vec<Resource>,
+    /// Every valid name, with its last position, even if the resource has other errors. `None` if
+    /// `resources` is not a list.
     pub(super) declared: Option<IndexMap<String, Position>>,
 }
 
 impl Reader {
     pub(super) fn resources(&mut self, field: &Field<'_>) -> Resources {
-        let mut all = Resources { read: Vec::new(), declared: None };
+        let mut resources = Resources { valid: Vec::new(), declared: None };
         let Some(items) = self.list(field) else {
-            return all;
+            return resources;
         };
         let mut declared: IndexMap<String, Position> = IndexMap::new();
         for item in items {
             let Some(fields) = self.map(&item, &RESOURCE) else {
                 continue;
             };
-            let name = self.required(&fields, "name", "what steps call it").and_then(|field| {
+            let hint = "steps refer to the resource by its name";
+            let name = self.required(&fields, "name", hint).and_then(|field| {
                 self.checked_text(&field, rules::file_name).map(|name| (field, name))
             });
             if let Some((field, name)) = &name
@@ -44,10 +47,10 @@ impl Reader {
                 let message = format!("there is a resource {} already", quoted(name));
                 self.fault(field, message, Some(&first.in_line("give each a name of its own")));
             }
-            all.read.extend(self.resource(&fields, name.map(|(_, name)| name)));
+            resources.valid.extend(self.resource(&fields, name.map(|(_, name)| name)));
         }
-        all.declared = Some(declared);
-        all
+        resources.declared = Some(declared);
+        resources
     }
 
     fn resource(&mut self, fields: &Fields<'_>, name: Option<String>) -> Option<Resource> {
@@ -59,29 +62,35 @@ impl Reader {
             .required(fields, "provider", "a registered resource provider or artifact store")
             .and_then(|field| self.parsed(&field));
         let params = fields.get("params");
-        let read = match &params {
+        let values = match &params {
             Some(field) => self.scalars(field, rules::parameter),
             None => Some(Vars::new()),
         };
-        if let (Some(ResourceKind::Internal), Some(read)) = (kind, &read) {
-            self.internal_params(fields, params.as_ref(), read);
+        if let (Some(ResourceKind::Internal), Some(values)) = (kind, &values) {
+            self.check_internal_params(fields, params.as_ref(), values);
         }
-        Some(Resource { name: name?, kind: kind?, provider: provider?, params: read? })
+        Some(Resource { name: name?, kind: kind?, provider: provider?, params: values? })
     }
 
-    /// An artifact is identified by the run that produced it.
-    fn internal_params(&mut self, fields: &Fields<'_>, params: Option<&Field<'_>>, read: &Vars) {
+    /// Checks the parameters of an internal resource: they identify an artifact by the run that
+    /// produced it.
+    fn check_internal_params(
+        &mut self,
+        fields: &Fields<'_>,
+        params: Option<&Field<'_>>,
+        values: &Vars,
+    ) {
         let hint = "the group, the name and the run-id of the run that made the artifact";
         let Some(params) = params else {
             drop(self.required(fields, "params", hint));
             return;
         };
         for key in ["group", "name"] {
-            if !read.contains_key(key) {
+            if !values.contains_key(key) {
                 self.fault(params, format!("`{key}` is missing in `params`"), Some(hint));
             }
         }
-        match read.get("run-id").or_else(|| read.get("run_id")) {
+        match values.get("run-id").or_else(|| values.get("run_id")) {
             None => self.fault(params, "`run-id` is missing in `params`".to_owned(), Some(hint)),
             Some(run) => drop(self.checked(params, run.parse::<RunId>())),
         }

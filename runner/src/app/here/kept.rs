@@ -1,4 +1,4 @@
-//! Runs of `run FILE` that have ended and are kept for their `retention`: their store can be read,
+//! Runs of `run FILE` that have ended and are kept for their `retention`. Their store can be read,
 //! and a new run can take over their committed steps.
 
 use std::sync::Arc;
@@ -16,7 +16,8 @@ use crate::config::Config;
 use crate::embedded::{self, Embedded};
 use crate::ports::{Events, Queue, Store, Txn};
 
-/// An ended run that is kept. No other process removes it while this value lives.
+/// An ended run that is kept. This value locks the run's directory, so that no other process
+/// removes it.
 pub struct KeptRun {
     embedded: Embedded,
     run: RunId,
@@ -29,15 +30,16 @@ impl std::fmt::Debug for KeptRun {
     }
 }
 
-/// An ended run whose committed steps a new one takes over.
+/// The parent of a new run, with the part of its store that the new run needs.
 #[derive(Debug, Clone)]
 pub struct KeptParent {
     pub(super) parent: Parent,
-    /// The keys and values of the run in its store.
+    /// The keys and values of the parent's record and definition.
     entries: Vec<(String, Vec<u8>)>,
 }
 
-/// The ended run with this id, if `run FILE` has kept it in this data directory.
+/// Opens the ended run with this id. Returns `None` if the data directory has no kept run with this
+/// id, or if another process uses it.
 ///
 /// # Errors
 /// If its store cannot be read.
@@ -59,14 +61,14 @@ pub async fn kept_run(config: &Config, run: &RunId) -> anyhow::Result<Option<Kep
 }
 
 impl KeptRun {
-    /// A client of the run's store.
+    /// Returns a client of the run's store.
     #[must_use]
     pub fn client(&self) -> Client {
-        let services = Opened { embedded: self.embedded.clone(), node: new_node() };
+        let services = EmbeddedServices { embedded: self.embedded.clone(), node: new_node() };
         Client::new(Arc::new(services))
     }
 
-    /// The entries that a new run needs to take over committed steps of this one.
+    /// Reads the entries that a new run needs to take over committed steps of this one.
     ///
     /// # Errors
     /// If the store cannot be read.
@@ -83,23 +85,24 @@ impl KeptRun {
 }
 
 impl KeptParent {
-    /// Copies the run to the store of the new one, which reads it there.
+    /// Copies the entries to the store of the new run, which reads them there.
     pub(super) async fn write_to(&self, store: &dyn Store) -> anyhow::Result<()> {
         let put = |txn: Txn, (key, value): &(String, Vec<u8>)| txn.put(key.clone(), value.clone());
-        // It has no conditions, so it always commits.
-        let _made = store.txn(self.entries.iter().fold(Txn::new(), put)).await?;
+        let txn = self.entries.iter().fold(Txn::new(), put);
+        // A transaction without conditions always commits.
+        let _committed = store.txn(txn).await?;
         Ok(())
     }
 }
 
 /// The services of one embedded store.
-struct Opened {
+struct EmbeddedServices {
     embedded: Embedded,
     node: NodeId,
 }
 
 #[async_trait]
-impl Services for Opened {
+impl Services for EmbeddedServices {
     async fn store(&self) -> Result<Arc<dyn Store>, Unavailable> {
         Ok(self.embedded.store())
     }

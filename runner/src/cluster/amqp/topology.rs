@@ -170,13 +170,13 @@ pub(super) async fn declare(
 async fn wrong_kind(live: &Live, object: &Object, fault: &Fault) -> Option<Fault> {
     let Fault::Differs(said) = fault else { return None };
     match object {
-        Object::Exchange(name) => kind::of_exchange(name, said),
+        Object::Exchange(name) => kind::exchange_mismatch(name, said),
         Object::Queue(queue) => {
             let wanted = queue.arguments.iter().find_map(|(name, value)| match value {
                 Argument::Text(kind) if *name == "x-queue-type" => Some(kind),
                 Argument::Text(_) | Argument::Number(_) => None,
             });
-            kind::of_queue(live, &queue.name, wanted?, said).await
+            kind::queue_mismatch(live, &queue.name, wanted?, said).await
         }
     }
 }

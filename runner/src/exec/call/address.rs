@@ -11,7 +11,7 @@ pub(super) fn base(text: &str) -> Result<Url, String> {
         return Err("is not a web address, such as https://host".to_owned());
     }
     if !url.username().is_empty() || url.password().is_some() {
-        return Err("has a user in it, who belongs to a secret".to_owned());
+        return Err("contains credentials, which belong in a secret".to_owned());
     }
     Ok(url)
 }

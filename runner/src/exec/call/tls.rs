@@ -123,7 +123,7 @@ fn authorities(
     let found = Certificate::from_pem_bundle(pem)
         .map_err(|cause| with.bad(&format!("`ca_file` {shown} cannot be used: {cause}")))?;
     if found.is_empty() {
-        return Err(with.bad(&format!("`ca_file` {shown} holds no certificate in PEM")));
+        return Err(with.bad(&format!("`ca_file` {shown} contains no certificate in PEM format")));
     }
     Ok(found)
 }

@@ -42,12 +42,13 @@ impl Docker {
         }
     }
 
-    /// Removes a container in the background. After a failure, the end of the run removes it.
+    /// Removes a container in the background. If that fails, it is removed at the end of its run.
     pub(super) fn soon(&self, id: String) {
         let docker = self.clone();
         drop(self.tasks.spawn(async move {
             if let Err(error) = docker.remove(&id).await {
-                tracing::debug!(container.id = id, %error, "a container is left to the end of its run");
+                tracing::debug!(container.id = id, %error,
+                    "cannot remove a container now; it is removed at the end of its run");
             }
         }));
     }

@@ -267,7 +267,7 @@ impl Docker {
         {
             return Err(self.not_executed(step, (&id, &program), &report).await);
         }
-        follower.output.release().await;
+        follower.output.flush().await;
         let ended = match ended {
             Ok(ended) => ended?,
             Err(removed) => return removed.map(|super::stop::Removed| None),

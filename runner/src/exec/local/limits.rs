@@ -49,7 +49,7 @@ pub(super) fn of(step: &StepSpec) -> Result<ProcessLimits, ExecError> {
     let refused = |why: String| ExecError::Unsupported(format!("step {}: {why}", step.name));
     has_known_keys(step.name.as_str(), step.executor, &step.with)
         .map_err(ExecError::Unsupported)?;
-    let limits = ProcessLimits::of(&step.with);
+    let limits = ProcessLimits::from_with(&step.with);
     let limits = limits.map_err(|cause| refused(format!("`limits` in `with`: {cause}")))?;
     for Limit { key, resource, most, in_bytes, directive } in all(&limits) {
         let Some(hard) = getrlimit(resource).maximum.filter(|hard| most > *hard) else { continue };

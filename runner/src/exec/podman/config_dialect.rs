@@ -1,32 +1,39 @@
-//! The dialects in which engines read the instructions of a commit, and a base image's
-//! configuration in them.
+//! The two dialects in which engines read the instructions of a commit, and the instructions that
+//! restore a base image's configuration in each of them.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::image::Base;
 
-/// How an engine reads the instructions of a commit.
+/// How an engine reads the instructions of a commit, such as `ENV` and `STOPSIGNAL`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Dialect {
-    /// As a Containerfile (seen in podman 5.4): values have escapes, and a stop signal is kept only
-    /// if it is set.
+    /// Like a Containerfile (observed in podman 5.4). A backslash in a quoted value escapes the next
+    /// character. The image has a stop signal only if an instruction sets it.
     Containerfile,
-    /// Literally (seen in podman 4.3): a value is the text between its first and its last quote. A
-    /// stop signal is kept. If an instruction sets it, the engine writes its number.
+    /// Literally (observed in podman 4.3). A value is the text between the first and the last quote.
+    /// The image keeps its stop signal without an instruction. An instruction would store the
+    /// signal's number instead of its name.
     Literal,
 }
 
-/// The dialect of an engine, as far as it is known.
+/// The dialect that an engine is assumed to use: a Containerfile's until commits show otherwise.
 #[derive(Debug, Default)]
-pub(super) struct ConfigDialect(AtomicBool);
+pub(super) struct ConfigDialect {
+    is_literal: AtomicBool,
+}
 
 impl ConfigDialect {
     pub(super) fn get(&self) -> Dialect {
-        if self.0.load(Ordering::Relaxed) { Dialect::Literal } else { Dialect::Containerfile }
+        if self.is_literal.load(Ordering::Relaxed) {
+            Dialect::Literal
+        } else {
+            Dialect::Containerfile
+        }
     }
 
     pub(super) fn learn(&self, dialect: Dialect) {
-        self.0.store(dialect == Dialect::Literal, Ordering::Relaxed);
+        self.is_literal.store(dialect == Dialect::Literal, Ordering::Relaxed);
     }
 }
 
@@ -38,13 +45,13 @@ impl Dialect {
         }
     }
 
-    fn quoted(self, value: &str) -> String {
+    fn quote(self, value: &str) -> String {
         match self {
             Self::Literal => format!("\"{value}\""),
             Self::Containerfile => {
                 let mut quoted = String::from('"');
                 for c in value.chars() {
-                    if DIFFERS.contains(&c) {
+                    if AMBIGUOUS.contains(&c) {
                         quoted.push('\\');
                     }
                     quoted.push(c);
@@ -56,16 +63,16 @@ impl Dialect {
     }
 }
 
-/// Characters that the dialects read differently between quotes.
-const DIFFERS: [char; 3] = ['"', '\\', '$'];
+/// Characters that the dialects read differently in a quoted value.
+const AMBIGUOUS: [char; 3] = ['"', '\\', '$'];
 
 impl Base {
-    /// The variables that an instruction can set. None can set a value of several lines.
+    /// The variables that an instruction can set. No instruction can set a multi-line value.
     fn settable(&self) -> impl Iterator<Item = &(String, String)> {
         self.env.iter().filter(|(_, value)| !value.contains('\n'))
     }
 
-    /// The instructions that give an image the configuration of this one.
+    /// Returns the instructions that give a committed image this configuration.
     pub(super) fn changes(&self, dialect: Dialect) -> Vec<String> {
         let list = |words: &[String]| serde_json::json!(words).to_string();
         let sets_signal = dialect == Dialect::Containerfile && !self.stop_signal.is_empty();
@@ -77,15 +84,16 @@ impl Base {
         ]
         .into_iter()
         .chain(sets_signal.then(|| format!("STOPSIGNAL {}", self.stop_signal)))
-        .chain(env.map(|(name, value)| format!("ENV {name}={}", dialect.quoted(value))))
+        .chain(env.map(|(name, value)| format!("ENV {name}={}", dialect.quote(value))))
         .collect()
     }
 
+    /// Whether the dialects read the instructions for this configuration differently.
     pub(super) fn depends_on_dialect(&self) -> bool {
-        !self.stop_signal.is_empty() || self.settable().any(|(_, value)| value.contains(DIFFERS))
+        !self.stop_signal.is_empty() || self.settable().any(|(_, value)| value.contains(AMBIGUOUS))
     }
 
-    /// Whether an image has the settings of this one that depend on the dialect.
+    /// Whether `image` has those settings of this configuration that can depend on the dialect.
     pub(super) fn is_restored_in(&self, image: &Self) -> bool {
         image.stop_signal == self.stop_signal
             && self.settable().all(|variable| image.env.contains(variable))
@@ -96,6 +104,14 @@ impl Base {
 mod tests {
     use super::*;
     use crate::exec::podman::create::tests::base;
+
+    fn base_with(value: &str, signal: &str) -> Base {
+        Base {
+            env: vec![("A".to_owned(), value.to_owned())],
+            stop_signal: signal.to_owned(),
+            ..base()
+        }
+    }
 
     #[test]
     fn the_dialects_differ_in_escapes_and_in_the_stop_signal() {
@@ -108,26 +124,26 @@ mod tests {
             stop_signal: "SIGINT".to_owned(),
             ..base()
         };
-        let both = [r#"ENTRYPOINT ["/e"]"#, r#"CMD ["a b"]"#, "WORKDIR /w"];
-        let plain = [r#"ENV PATH="/bin""#, r#"ENV EMPTY="""#];
-        let literal = [&both[..], &plain, &[r#"ENV ODD="a "b" \ $c""#]].concat();
+        let common = [r#"ENTRYPOINT ["/e"]"#, r#"CMD ["a b"]"#, "WORKDIR /w"];
+        let plain_env = [r#"ENV PATH="/bin""#, r#"ENV EMPTY="""#];
+        let literal = [&common[..], &plain_env, &[r#"ENV ODD="a "b" \ $c""#]].concat();
         assert_eq!(base.changes(Dialect::Literal), literal);
         let escaped = r#"ENV ODD="a \"b\" \\ \$c""#;
-        let file = [&both[..], &["STOPSIGNAL SIGINT"], &plain, &[escaped]].concat();
-        assert_eq!(base.changes(Dialect::Containerfile), file);
+        let containerfile = [&common[..], &["STOPSIGNAL SIGINT"], &plain_env, &[escaped]].concat();
+        assert_eq!(base.changes(Dialect::Containerfile), containerfile);
     }
 
     #[test]
-    fn an_image_is_looked_at_only_if_the_dialect_matters() {
-        let with = |value: &str, signal: &str| Base {
-            env: vec![("A".to_owned(), value.to_owned())],
-            stop_signal: signal.to_owned(),
-            ..base()
-        };
-        assert!(!with("it's a  b", "").depends_on_dialect());
-        assert!(with("$a", "").depends_on_dialect() && with("", "SIGINT").depends_on_dialect());
-        assert!(!with("a", "SIGINT").is_restored_in(&with("a", "2")));
-        assert!(!with("a", "").is_restored_in(&with("b", "")));
-        assert!(with("a", "2").is_restored_in(&with("a", "2")));
+    fn the_dialect_matters_for_special_characters_and_stop_signals() {
+        assert!(!base_with("it's a  b", "").depends_on_dialect());
+        assert!(base_with("$a", "").depends_on_dialect());
+        assert!(base_with("", "SIGINT").depends_on_dialect());
+    }
+
+    #[test]
+    fn an_image_with_another_variable_or_stop_signal_is_not_restored() {
+        assert!(!base_with("a", "SIGINT").is_restored_in(&base_with("a", "2")));
+        assert!(!base_with("a", "").is_restored_in(&base_with("b", "")));
+        assert!(base_with("a", "2").is_restored_in(&base_with("a", "2")));
     }
 }

@@ -1,4 +1,4 @@
-//! Removes single containers in the background.
+//! Removes individual containers in the background.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -11,23 +11,25 @@ use tokio_util::task::TaskTracker;
 
 use super::http::Http;
 
-/// How long after its end a container is removed. A removal during the engine's own cleanup, which
-/// is a separate process, would delay the next step's start.
-const REST: Duration = Duration::from_secs(1);
+/// The pause before a container is removed. The engine cleans up after an ended container in a
+/// separate process. A removal at the same time would delay the start of the next step.
+const PAUSE: Duration = Duration::from_secs(1);
 /// How many containers are removed concurrently in the background.
-const AT_A_TIME: usize = 2;
+const MAX_CONCURRENT: usize = 2;
 
 #[derive(Debug)]
 struct Removal {
     run: RunId,
     container: String,
-    at: Instant,
+    due_at: Instant,
 }
 
 #[derive(Debug, Default)]
 struct Queue {
-    due: VecDeque<Removal>,
-    workers: usize,
+    /// In the order of `due_at`.
+    removals: VecDeque<Removal>,
+    /// The number of running `remove_queued` tasks.
+    active: usize,
 }
 
 /// Removes containers after a pause, a few at a time.
@@ -38,46 +40,44 @@ pub(super) struct Reaper {
 }
 
 impl Reaper {
-    /// Removes a container in the background. After a failure, the end of the run removes it.
+    /// Removes a container in the background. If that fails, it is removed at the end of its run.
     pub(super) fn soon(&self, http: &Arc<Http>, run: &RunId, container: String) {
         let mut queue = self.queue.lock();
-        queue.due.push_back(Removal { run: run.clone(), container, at: Instant::now() + REST });
-        if queue.workers < AT_A_TIME {
-            queue.workers += 1;
+        let due_at = Instant::now() + PAUSE;
+        queue.removals.push_back(Removal { run: run.clone(), container, due_at });
+        if queue.active < MAX_CONCURRENT {
+            queue.active += 1;
             let (queue, http) = (Arc::clone(&self.queue), Arc::clone(http));
-            drop(self.tasks.spawn(async move { work(&queue, &http).await }));
+            drop(self.tasks.spawn(async move { remove_queued(&queue, &http).await }));
         }
     }
 
     /// Drops a run's containers from the queue, because the caller removes them.
     pub(super) fn forget(&self, run: &RunId) {
         let mut queue = self.queue.lock();
-        queue.due.retain(|due| due.run != *run);
+        queue.removals.retain(|removal| removal.run != *run);
     }
 }
 
-async fn work(queue: &Mutex<Queue>, http: &Arc<Http>) {
+/// Removes containers as they become due, until the queue is empty.
+async fn remove_queued(queue: &Mutex<Queue>, http: &Arc<Http>) {
     loop {
-        let due = {
+        let (due_at, removal) = {
             let mut queue = queue.lock();
-            let Some(due) = queue.due.front() else {
-                queue.workers -= 1;
+            let Some(due_at) = queue.removals.front().map(|first| first.due_at) else {
+                queue.active -= 1;
                 return;
             };
-            if due.at <= Instant::now() {
-                queue.due.pop_front().ok_or_else(Instant::now)
-            } else {
-                Err(due.at)
-            }
+            let is_due = due_at <= Instant::now();
+            (due_at, if is_due { queue.removals.pop_front() } else { None })
         };
-        match due {
-            Err(at) => sleep_until(at).await,
-            Ok(due) => {
-                if let Err(fault) = http.link().remove(&due.container).await {
-                    tracing::debug!(run.id = %due.run, container.id = due.container, %fault,
-                        "a container is left to the end of its run");
-                }
-            }
+        let Some(Removal { run, container, .. }) = removal else {
+            sleep_until(due_at).await;
+            continue;
+        };
+        if let Err(fault) = http.link().remove(&container).await {
+            tracing::debug!(run.id = %run, container.id = container, %fault,
+                "cannot remove a container now; it is removed at the end of its run");
         }
     }
 }

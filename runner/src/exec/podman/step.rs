@@ -98,7 +98,7 @@ impl Podman {
         {
             return Err(self.not_executed(run, step, (&id, &program), &report).await);
         }
-        follower.output.release().await;
+        follower.output.flush().await;
         match ended {
             Ok(ended) => {
                 let ended = ended?;

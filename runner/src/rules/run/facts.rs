@@ -233,8 +233,8 @@ pub(super) fn effects(list: impl Into<Vec<Effect>>) -> Vec<Effect> {
 
 /// Returns the cause and the message for an exit.
 pub(super) fn exit_words(exited: Exited, step: Option<&Step>) -> (Cause, String) {
-    let limits = step.and_then(|step| ProcessLimits::of(&step.with).ok());
-    let limit = limits.and_then(|limits| limits.ended_by(exited.code));
+    let limits = step.and_then(|step| ProcessLimits::from_with(&step.with).ok());
+    let limit = limits.and_then(|limits| limits.exceeded_limit(exited.code));
     match exited {
         Exited { oom: true, .. } => {
             (Cause::Oom, format!("exit code {}: memory ran out", exited.code))

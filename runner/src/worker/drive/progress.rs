@@ -38,7 +38,8 @@ pub(super) struct RunningStep {
     pub(super) gate: Option<oneshot::Sender<bool>>,
     pub(super) output: Option<Arc<Output>>,
     pub(super) stop: StopSignal,
-    pub(super) given: Vec<StepSecret>,
+    /// The secrets that it receives.
+    pub(super) secrets: Vec<StepSecret>,
 }
 
 impl Progress {

@@ -16,7 +16,7 @@ use crate::rules::mask::Mask;
 pub(super) struct RunSecrets {
     values: Vec<Secret>,
     /// Secrets of steps started by an earlier owner that this owner has not yet looked up.
-    pub(super) owed: Vec<(StepPosition, StepName, SecretUse)>,
+    pub(super) pending: Vec<(StepPosition, StepName, SecretUse)>,
     mask: RunMask,
 }
 
@@ -28,11 +28,11 @@ impl RunSecrets {
         let by_name: HashMap<&StepName, (StepPosition, &Step)> =
             steps.map(|(position, step)| (&step.name, (position, step))).collect();
         let begun = begun.filter_map(|begun| by_name.get(&begun.name).copied());
-        let owed = begun.flat_map(|(position, step)| {
+        let pending = begun.flat_map(|(position, step)| {
             let secrets = step.secrets.iter();
             secrets.map(move |secret| (position, step.name.clone(), secret.clone()))
         });
-        Self { owed: owed.collect(), ..Self::default() }
+        Self { pending: pending.collect(), ..Self::default() }
     }
 
     /// Returns the mask of the run.

@@ -146,7 +146,7 @@ impl Drive {
                 Ok(with) => with,
                 Err(why) => return Some(Err(why)),
             },
-            secrets: self.secrets_given(position),
+            secrets: self.executor_secrets(position),
             ..self.ended_step(position)?
         };
         Some(Ok((spec, rendering)))
@@ -199,7 +199,7 @@ impl Drive {
             network: None,
             limits: protocol::pipeline::Limits::default(),
             with: serde_json::Map::new(),
-            secrets: self.secrets_left(),
+            secrets: self.secret_search(),
             end: StepEnd {
                 signal: step.stop_signal.unwrap_or_default(),
                 grace: step.kill_grace.map(Span::as_duration),
