@@ -140,7 +140,7 @@ mod tests {
     #[test]
     fn an_address_with_a_user_is_refused_and_not_shown() {
         let why = base("https://me:s3cret@h/").unwrap_err();
-        assert!(why.contains("belongs to a secret") && !why.contains("s3cret"), "{why}");
+        assert!(why.contains("belong in a secret") && !why.contains("s3cret"), "{why}");
         for bad in ["", "x", "ftp://h", "https://"] {
             assert!(base(bad).is_err(), "{bad}");
         }
