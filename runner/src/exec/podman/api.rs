@@ -101,6 +101,11 @@ impl Container {
         ContainerState::of(&self.state.status)
     }
 
+    /// Whether its process is prepared, and runs the command once it is started.
+    pub(super) fn is_initialized(&self) -> bool {
+        self.state.status == "initialized"
+    }
+
     /// Whether it is being removed, so that its files can no longer be read.
     pub(super) fn is_going(&self) -> bool {
         self.state.status == "removing"

@@ -108,8 +108,10 @@ impl Podman {
         }
     }
 
-    /// Starts an attached container. If the engine becomes unreachable meanwhile, it might have
-    /// started it, so the call is retried only if the container is not started.
+    /// Starts an attached container. If the engine is killed meanwhile, it might have started it
+    /// without recording that. Attaching has initialized the container, so the call is retried only
+    /// while the container is initialized: the runtime starts a process only once. A container that is
+    /// `created` again has run since, or may have (seen with podman 4.3).
     async fn start(
         &self,
         link: &mut Link,
@@ -127,17 +129,27 @@ impl Podman {
             let fault = match started {
                 Ok(()) => return Ok(attached),
                 Err(fault @ Fault::Broken(_)) => fault,
-                Err(fault) => return Err(self.not_started(step, fault)),
+                Err(fault) => {
+                    let error = self.not_started(step, fault);
+                    let is_in_doubt = tries > 0 && matches!(error, ExecError::Engine { .. });
+                    return Err(if is_in_doubt { self.start_in_doubt(id) } else { error });
+                }
             };
             tracing::warn!(container.id = id, %fault, "the engine went away while a step started");
             let looked = link.inspect(id, PATIENCE).await;
             let looked = looked.map_err(|fault| fault.at("looking at a step", &self.http))?;
             // A restarted engine has lost earlier requests.
             self.starts.forget(&run.run);
-            match looked.map(|container| container.life()) {
-                Some(ContainerState::Running | ContainerState::Ended) => return Ok(attached),
+            let Some(container) = looked else {
+                return Err(fault.at("starting a step", &self.http));
+            };
+            match container.life() {
+                ContainerState::Running | ContainerState::Ended => return Ok(attached),
+                ContainerState::NotStarted if !container.is_initialized() => {
+                    return Err(self.start_in_doubt(id));
+                }
                 // The start itself might crash the engine, so the number of retries is limited.
-                Some(ContainerState::NotStarted) if tries < ATTACHING => {
+                ContainerState::NotStarted if tries < ATTACHING => {
                     tries += 1;
                     tokio::select! {
                         () = pauses.wait() => {}
@@ -148,10 +160,21 @@ impl Podman {
                     }
                     attached = self.attached(link, step, id).await.map_err(NotReady::into_error)?;
                 }
-                Some(ContainerState::NotStarted) | None => {
+                ContainerState::NotStarted => {
                     return Err(fault.at("starting a step", &self.http));
                 }
             }
+        }
+    }
+
+    /// The error for a container that may have run without the engine's knowledge. The worker releases
+    /// the run, and its next owner decides whether the step can run again.
+    fn start_in_doubt(&self, id: &str) -> ExecError {
+        ExecError::Unreachable {
+            at: self.http.address.clone(),
+            cause: format!(
+                "it was killed while it started container {id}, and does not know whether the step ran"
+            ),
         }
     }
 }
