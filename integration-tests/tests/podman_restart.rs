@@ -3,6 +3,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use runner::exec::podman::Options;
 use runner::ports::{
@@ -10,6 +11,9 @@ use runner::ports::{
 };
 use test_support::engine::{Api, Bench, OutputRecorder, shell, until};
 use test_support::services::{ENGINE, OwnServices, Services};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{UnixListener, UnixStream};
+use tokio_util::task::TaskTracker;
 
 struct Engine {
     own: OwnServices,
@@ -255,4 +259,93 @@ async fn an_unreachable_engine_is_named_in_the_error() {
     assert!(error.to_string().contains("podman.sock"), "{error}");
     engine.come_back().await;
     engine.bench.prepare().await;
+}
+
+/// A proxy of an engine that loses the first start of a container. The runtime carries it out, but the
+/// engine does not record it, as when it is killed at that moment.
+struct LostStart {
+    url: String,
+    _dir: tempfile::TempDir,
+}
+
+impl LostStart {
+    fn before(engine: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("proxy.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let (engine, tasks) = (engine.to_owned(), TaskTracker::new());
+        tasks.clone().spawn(async move {
+            let is_lost = Arc::new(AtomicBool::new(false));
+            while let Ok((client, _)) = listener.accept().await {
+                tasks.spawn(forward(client, engine.clone(), Arc::clone(&is_lost)));
+            }
+        });
+        Self { url: format!("unix://{}", path.display()), _dir: dir }
+    }
+}
+
+/// Forwards one connection. If it carries the first start, carries that out without the engine, and
+/// closes the connection once the command has ended.
+async fn forward(client: UnixStream, engine: String, is_lost: Arc<AtomicBool>) {
+    let server = UnixStream::connect(engine.strip_prefix("unix://").unwrap()).await.unwrap();
+    let (mut from_client, mut to_client) = client.into_split();
+    let (mut from_server, mut to_server) = server.into_split();
+    let answers = async { tokio::io::copy(&mut from_server, &mut to_client).await };
+    let requests = async {
+        let mut bytes = vec![0; 64 * 1024];
+        while let Ok(count @ 1..) = from_client.read(&mut bytes).await {
+            let text = String::from_utf8_lossy(&bytes[..count]);
+            if let Some((path, _)) = text.split_once("/start HTTP")
+                && !is_lost.swap(true, Ordering::Relaxed)
+            {
+                return start_unseen(&engine, path.rsplit('/').next().unwrap()).await;
+            }
+            if to_server.write_all(&bytes[..count]).await.is_err() {
+                return;
+            }
+        }
+        // The engine still answers a client that sends nothing more.
+        to_server.shutdown().await.ok();
+        std::future::pending().await
+    };
+    tokio::select! {
+        () = requests => {}
+        _ = answers => {}
+    }
+}
+
+/// Starts an initialized container as crun does, and waits until the engine has cleaned up after it.
+async fn start_unseen(engine: &str, id: &str) {
+    let dir = Path::new(engine.strip_prefix("unix://").unwrap()).parent().unwrap();
+    let fifo = dir.join("crun").join(id).join("exec.fifo");
+    tokio::fs::write(&fifo, "0").await.unwrap();
+    tokio::fs::remove_file(&fifo).await.unwrap();
+    let api = Api::of(engine);
+    until("the engine has cleaned up", || async {
+        let described: serde_json::Value = serde_json::from_str(&api.described(id).await).unwrap();
+        described["State"]["Status"] == "created"
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_container_that_ran_unknown_to_its_engine_is_not_started_again() {
+    let Some(bench) = Bench::from_env() else { return };
+    let proxy = LostStart::before(&bench.url);
+    let bench = Bench::new(&Options::new(&proxy.url), &bench.run.image);
+    let base = bench.prepare().await;
+    let kept = Arc::new(OutputRecorder::default());
+    let out: Arc<dyn LogSink> = Arc::<OutputRecorder>::clone(&kept);
+    let step = shell(0, "echo did >> /log; cat /log");
+    let ran = bench.podman.run_step(&bench.run, &base, &step, Gate::open(), out, &bench.stop).await;
+    match ran {
+        // An engine that finds out that the container has run.
+        Ok(outcome) => assert_eq!(outcome.exit.code, 0),
+        Err(error) => {
+            assert!(matches!(error, ExecError::Unreachable { .. }), "{error}");
+            assert!(error.to_string().contains("does not know whether the step ran"), "{error}");
+        }
+    }
+    assert!(!kept.text().contains("did\ndid"), "it ran twice");
+    bench.destroy().await;
 }
