@@ -101,9 +101,9 @@ impl Container {
         ContainerState::of(&self.state.status)
     }
 
-    /// Whether its process is prepared, and runs the command once it is started.
-    pub(super) fn is_initialized(&self) -> bool {
-        self.state.status == "initialized"
+    /// The process that executes the command once it is started, if the container is initialized.
+    pub(super) fn prepared_process(&self) -> Option<u32> {
+        self.processes().0.filter(|_| self.state.status == "initialized")
     }
 
     /// Whether it is being removed, so that its files can no longer be read.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures::future::join;
 
 use super::Podman;
-use super::api::ContainerState;
+use super::api::{Container, ContainerState};
 use super::call::Fault;
 use super::http::Link;
 use super::image::OwnContainer;
@@ -21,6 +21,8 @@ use crate::ports::{
 };
 
 const KILLED: i32 = 137;
+/// The names of the runtimes. A prepared process has that of its runtime until it executes the command.
+const RUNTIMES: [&str; 2] = ["crun", "runc"];
 
 impl Podman {
     pub(super) async fn step(
@@ -108,10 +110,10 @@ impl Podman {
         }
     }
 
-    /// Starts an attached container. If the engine is killed meanwhile, it might have started it
-    /// without recording that. Attaching has initialized the container, so the call is retried only
-    /// while the container is initialized: the runtime starts a process only once. A container that is
-    /// `created` again has run since, or may have (seen with podman 4.3).
+    /// Starts an attached container. If the engine is killed meanwhile, it might have started the
+    /// container without recording that. The call is retried only if the process that attaching has
+    /// prepared still waits for its start. podman 4.3 shows a container that has run unseen as
+    /// `initialized`, and after its end as `created`, and would run it again.
     async fn start(
         &self,
         link: &mut Link,
@@ -145,7 +147,7 @@ impl Podman {
             };
             match container.life() {
                 ContainerState::Running | ContainerState::Ended => return Ok(attached),
-                ContainerState::NotStarted if !container.is_initialized() => {
+                ContainerState::NotStarted if !self.waits_for_start(&container) => {
                     return Err(self.start_in_doubt(id));
                 }
                 // The start itself might crash the engine, so the number of retries is limited.
@@ -165,6 +167,15 @@ impl Podman {
                 }
             }
         }
+    }
+
+    /// Whether the process of a container has not executed the command yet. False if that cannot be
+    /// seen, because the engine has processes of its own.
+    fn waits_for_start(&self, container: &Container) -> bool {
+        let Some(pid) = container.prepared_process() else { return false };
+        let name = std::fs::read_to_string(format!("/proc/{pid}/comm"));
+        self.http.shares_processes()
+            && name.is_ok_and(|name| RUNTIMES.iter().any(|runtime| name.starts_with(runtime)))
     }
 
     /// The error for a container that may have run without the engine's knowledge. The worker releases
