@@ -325,19 +325,62 @@ async fn a_killed_step_waits_for_a_sink_that_takes_its_time() {
     assert!(sink.taken.lock().starts_with(b"out"), "its output was dropped");
 }
 
+/// A process with the name of a runtime, as of a container that is not started.
+struct PreparedProcess {
+    process: std::process::Child,
+    _dir: TempDir,
+}
+
+impl PreparedProcess {
+    fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let runtime = dir.path().join("crun");
+        std::os::unix::fs::symlink("/bin/sleep", &runtime).unwrap();
+        let process = std::process::Command::new(runtime).arg("600").spawn().unwrap();
+        Self { process, _dir: dir }
+    }
+}
+
+impl Drop for PreparedProcess {
+    fn drop(&mut self) {
+        self.process.kill().ok();
+        self.process.wait().ok();
+    }
+}
+
 /// An engine that breaks the connection at each start. After a thousand calls it rejects starts, so
-/// that a test cannot run forever.
-fn that_breaks_at_a_start() -> Engine {
-    Engine::new(|call, earlier| match call {
+/// that a test cannot run forever. `pid` is the process of the container, which is in this state.
+fn that_breaks_at_a_start(status: &'static str, pid: u32) -> Engine {
+    Engine::new(move |call, earlier| match call {
         "POST /containers/c/start" if earlier.len() > 1000 => Answer::Json(500, json!({})),
         "POST /containers/c/start" => Answer::Breaks,
-        _ => around_a_step(call, "created"),
+        "GET /containers/c/json" => {
+            Answer::Json(200, json!({ "Id": "c", "State": { "Status": status, "Pid": pid } }))
+        }
+        _ => around_a_step(call, status),
     })
 }
 
 #[tokio::test]
+async fn a_container_that_may_have_run_is_not_started_again() {
+    // This process is not a runtime, so it has executed its command.
+    for (status, pid) in [("created", 0), ("initialized", std::process::id())] {
+        let engine = that_breaks_at_a_start(status, pid);
+        let (podman, scope, step, stop) = (engine.podman(), scope(), step(), StopSignal::default());
+        let on = image();
+        let running =
+            podman.run_step(&scope, &on, &step, Gate::open(), Arc::new(Sink::default()), &stop);
+        let error = quickly(running).await.unwrap_err();
+        assert!(matches!(error, ExecError::Unreachable { .. }), "{error}");
+        assert!(error.to_string().contains("does not know whether the step ran"), "{error}");
+        assert_eq!(engine.count("POST /containers/c/start"), 1);
+    }
+}
+
+#[tokio::test]
 async fn an_engine_that_breaks_at_each_start_is_asked_a_few_times() {
-    let engine = that_breaks_at_a_start();
+    let prepared = PreparedProcess::start();
+    let engine = that_breaks_at_a_start("initialized", prepared.process.id());
     let (podman, scope, step, stop) = (engine.podman(), scope(), step(), StopSignal::default());
     let on = image();
     let running =
@@ -350,8 +393,9 @@ async fn an_engine_that_breaks_at_each_start_is_asked_a_few_times() {
 
 #[tokio::test]
 async fn a_step_is_not_started_again_after_a_stop_or_for_a_former_owner() {
+    let prepared = PreparedProcess::start();
     for is_stopped in [true, false] {
-        let engine = that_breaks_at_a_start();
+        let engine = that_breaks_at_a_start("initialized", prepared.process.id());
         let (podman, scope, step, stop) = (engine.podman(), scope(), step(), StopSignal::default());
         let on = image();
         let (asked, raised) = (Arc::clone(&engine.asked), stop.clone());
