@@ -196,7 +196,7 @@ async fn half_made(engine: &Engine) -> Workspace {
     };
     let (ran, ()) = tokio::join!(running, forgetting);
     let said = ran.unwrap_err().to_string();
-    assert!(said.contains("removed by somebody else"), "{said}");
+    assert!(said.contains("removed by another client"), "{said}");
     kept
 }
 

@@ -30,7 +30,7 @@ pub enum ExecutorKind {
     Http,
 }
 
-/// The place where the steps of an executor run.
+/// The kind of environment in which an executor runs steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
     /// In a container of the worker's engine.
@@ -50,7 +50,7 @@ pub enum Place {
 pub struct Capabilities {
     /// The name on the wire.
     pub name: &'static str,
-    /// The place where its steps run.
+    /// The environment in which its steps run.
     pub place: Place,
     /// Whether a step can have an image of its own, named in `with`. Jobs of job files use this.
     pub has_own_images: bool,

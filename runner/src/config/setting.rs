@@ -1,4 +1,4 @@
-//! What the table of settings is used for: names, hints about misspelt names, and the manual.
+//! Finds settings by name, suggests corrections of misspelt names, and generates the manual.
 
 use std::fmt::Write as _;
 

@@ -1,5 +1,4 @@
-//! What the executors of podman and Docker have in common: the engine's address, connections to it,
-//! and its identity.
+//! Parses the address of a podman or Docker engine, connects to it, and determines its identity.
 
 use std::io;
 use std::path::{Path, PathBuf};

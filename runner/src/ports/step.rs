@@ -182,7 +182,7 @@ pub struct Exit {
 pub struct StepOutcome {
     /// How it ended.
     pub exit: Exit,
-    /// What the step left: read by `export`, committed by `checkpoint`.
+    /// The files after the step. `export` reads them, and `checkpoint` commits them.
     pub workspace: Workspace,
     /// The step's result, if it reported one. Later steps may refer to parts of it.
     pub result: Option<Value>,

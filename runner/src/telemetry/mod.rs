@@ -113,7 +113,7 @@ pub fn init(options: Options<'_>) -> Result<(), TryInitError> {
     Ok(())
 }
 
-/// Logs panics like other errors. The default hook would write to standard error. If nobody reads it,
+/// Logs panics like other errors. The default hook writes to standard error. If that is a full pipe,
 /// the write blocks while the panicking thread holds locks.
 fn log_panics() {
     let default_hook = std::panic::take_hook();
@@ -154,7 +154,10 @@ where
     // Write through a duplicate. A blocked write to `Stderr` or `Stdout` would hold its lock.
     let started = to.as_fd().try_clone_to_owned().and_then(|duplicate| {
         Lines::start(File::from(duplicate), move |dropped| {
-            warn!(dropped, "{dropped} log lines were dropped because nobody read {name}");
+            warn!(
+                dropped,
+                "{dropped} log lines were dropped because {name} did not accept them in time"
+            );
         })
     });
     match started {
@@ -173,7 +176,7 @@ pub fn print(line: &str) -> bool {
 }
 
 /// Waits until all queued lines are written, for at most [`FLUSH_TIMEOUT`]. Returns `false` if that is
-/// not enough, as when nobody reads the log.
+/// not enough, for example if the log is a full pipe.
 pub fn flush() -> bool {
     LINES.get().is_none_or(|lines| lines.flush(FLUSH_TIMEOUT))
 }

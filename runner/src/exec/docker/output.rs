@@ -77,7 +77,10 @@ impl Follower<'_> {
     fn gone(&self) -> ExecError {
         ExecError::Engine {
             doing: "looking at a step".into(),
-            cause: format!("container {} was removed by somebody else", self.output.container),
+            cause: format!(
+                "container {} was removed by another client of the engine",
+                self.output.container
+            ),
         }
     }
 

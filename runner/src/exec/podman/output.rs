@@ -68,7 +68,7 @@ impl Follower<'_> {
             let Some(container) = looked.filter(|container| !container.is_going()) else {
                 return Err(ExecError::Engine {
                     doing: "looking at a step".into(),
-                    cause: format!("container {} was removed by somebody else", id),
+                    cause: format!("container {} was removed by another client of the engine", id),
                 });
             };
             // An unbroken connection means that the engine's process is the same, so the end of the

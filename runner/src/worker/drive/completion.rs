@@ -1,17 +1,17 @@
-//! How operations end: with a fact for the rules, and with what the drive keeps for later operations.
+//! The end of an operation: a fact for the rules, and a product for later operations of the drive.
 
 use protocol::id::StepPosition;
 
 use crate::ports::{Exit, StepOutcome, Workspace};
 use crate::rules::run::{Broke, Exited, Input};
 
-/// A fact for the rules, and what the drive keeps with it.
+/// A completed operation.
 pub(super) struct Completed {
     pub(super) fact: Input,
     pub(super) product: Product,
 }
 
-/// What the drive keeps of an operation.
+/// The part of an operation's result that later operations of the drive use.
 pub(super) enum Product {
     Nothing,
     /// The workspace from which the first steps start.
@@ -20,7 +20,7 @@ pub(super) enum Product {
     Committed(Vec<(StepPosition, Workspace)>),
     /// The workspace from which a step starts, with its resource.
     Fetched(StepPosition, Workspace),
-    /// What the command of a step left.
+    /// The exit, the files and the result of a step's command.
     Exited(StepPosition, StepOutcome),
 }
 
