@@ -15,12 +15,12 @@ use uuid::Uuid;
 use super::claim::{self, ClaimOutcome};
 use super::claimant::Claimant;
 use super::control;
-use super::heartbeat::Heartbeat;
 use super::launch::Launch;
 use super::lost::Lost;
 use super::retry::Retry;
 use super::shared::Shared;
 use super::verdict::NotNow;
+use super::watchdog::Heartbeat;
 use crate::ports::{Entry, Message, Route};
 use crate::rules::quota;
 

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use super::heartbeat::Heartbeat;
 use super::lease::HeldLease;
 use super::shared::Shared;
+use super::watchdog::Heartbeat;
 
 /// A task of this worker that claims runs.
 #[derive(Clone, Copy)]

@@ -13,13 +13,13 @@ use protocol::time::Millis;
 use tracing::warn;
 
 use super::claimant::Claimant;
-use super::heartbeat::Heartbeat;
 use super::launch::Launch;
 use super::lease::HeldLease;
 use super::orphan::{Purpose, claim_orphan};
 use super::records::{RunKey, RunKeys, RunTxn as _, has_ended, json};
 use super::retry::Retry;
 use super::shared::Shared;
+use super::watchdog::Heartbeat;
 use crate::ports::{Change, Expect, StoreError, Txn};
 use crate::rules::run::StopWhy;
 

@@ -12,11 +12,11 @@ use tracing::{info, warn};
 
 use super::answer::{Answer, Slot, answer_in_place};
 use super::claimant::Claimant;
-use super::heartbeat::Heartbeat;
 use super::lease::{Current, HeldLease};
 use super::options::Options;
 use super::retry::Retry;
 use super::shared::Shared;
+use super::watchdog::Heartbeat;
 use crate::ports::{Consumer, Delivery, Message, QueueError, Route, Source};
 
 /// The first pause after an error of a queue. Pauses double up to [`LONGEST_PAUSE`].

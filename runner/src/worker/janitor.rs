@@ -13,10 +13,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::bases;
-use super::heartbeat::Heartbeat;
 use super::lease::Current;
 use super::records::{RunKey, RunKeys, RunTxn as _};
 use super::shared::Shared;
+use super::watchdog::Heartbeat;
 use crate::ports::{ExecError, StoreError, Txn};
 
 /// Sweeps periodically. The first sweep is delayed by one lease time, by which the fate of a

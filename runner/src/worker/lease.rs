@@ -9,9 +9,9 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::heartbeat::Heartbeat;
 use super::retry::Retry;
 use super::shared::Shared;
+use super::watchdog::Heartbeat;
 use crate::ports::{Guard, Host, LeaseId, StoreError};
 
 /// A lease that is valid as far as this worker knows.
@@ -200,7 +200,7 @@ impl std::fmt::Display for Ended {
 struct Keeper<'a> {
     shared: &'a Shared,
     heartbeat: &'a Heartbeat,
-    /// Cancelled when the lease is no longer needed.
+    /// Cancelled when the worker gives up the lease.
     stop: &'a CancellationToken,
 }
 

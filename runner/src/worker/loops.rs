@@ -10,9 +10,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
-use super::heartbeat::Heartbeat;
 use super::options::Shutdown;
 use super::shared::{LAST_EVENTS, Shared};
+use super::watchdog::Heartbeat;
 use super::{
     callbacks, control, intake, janitor, lease, marks, node, reclaim, rescue, room_watch,
     store_probe,

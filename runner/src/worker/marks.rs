@@ -7,10 +7,10 @@ use protocol::names;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::heartbeat::Heartbeat;
 use super::long_lease::LongLease;
 use super::records::RunTxn as _;
 use super::shared::{SEEN_FOR, Shared};
+use super::watchdog::Heartbeat;
 use crate::ports::{Host, Store, StoreError, Txn};
 
 /// Interval between renewals of the marks of open runs, well below their time to live.

@@ -9,7 +9,6 @@ mod control;
 mod drive;
 #[cfg(test)]
 mod fakes;
-mod heartbeat;
 mod images_in_use;
 mod intake;
 mod janitor;

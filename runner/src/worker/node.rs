@@ -6,10 +6,10 @@ use protocol::names;
 use protocol::run::{NodeEntry, NodeState};
 use tracing::warn;
 
-use super::heartbeat::Heartbeat;
 use super::lease::Current;
 use super::records::json;
 use super::shared::Shared;
+use super::watchdog::Heartbeat;
 use crate::ports::Txn;
 
 /// Updates the node's entry under the current lease, as long as the worker runs.

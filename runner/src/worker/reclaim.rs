@@ -7,13 +7,13 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use super::claimant::Claimant;
-use super::heartbeat::Heartbeat;
 use super::launch::Launch;
 use super::lease::HeldLease;
 use super::lost::Lost;
 use super::orphan::{Purpose, claim_orphan};
 use super::records::{RunKey, has_ended};
 use super::shared::Shared;
+use super::watchdog::Heartbeat;
 use crate::ports::StoreError;
 
 /// The delay before a run is tried again whose drive has not yet ended.

@@ -7,10 +7,10 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
-use super::heartbeat::Heartbeat;
 use super::records::RunTxn as _;
 use super::retry::Retry;
 use super::shared::Shared;
+use super::watchdog::Heartbeat;
 use crate::ports::{Claim, RunScope, STARTS_WITHIN, Txn};
 
 /// The delay between attempts to verify that a run's steps have ended.

@@ -16,7 +16,6 @@ use tracing::{info, warn};
 
 use super::claimant::Claimant;
 use super::control::end_orphan;
-use super::heartbeat::Heartbeat;
 use super::launch::Launch;
 use super::lease::{Current, HeldLease};
 use super::orphan::{Purpose, claim_orphan};
@@ -24,6 +23,7 @@ use super::orphan_action::{LOOK_EVERY, OrphanAction, next_action, waits_for_admi
 use super::records::owner_value;
 use super::retry::Retry;
 use super::shared::Shared;
+use super::watchdog::Heartbeat;
 use crate::ports::{Change, Entry, StoreError, Txn};
 
 /// Spreads the attempts of workers that see the same orphan at the same time.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::heartbeat::Heartbeat;
+use super::watchdog::Heartbeat;
 use crate::ports::{Host, Pauses};
 
 /// The pauses between the attempts at one call. Each is twice as long as the one before it, up to a

@@ -6,9 +6,9 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::heartbeat::Heartbeat;
 use super::room::{Service, State};
 use super::shared::Shared;
+use super::watchdog::Heartbeat;
 use super::{bases, janitor, volumes};
 
 /// The interval between requests to an unavailable engine.

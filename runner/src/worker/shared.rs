@@ -21,12 +21,12 @@ use tokio_util::task::TaskTracker;
 use tracing::warn;
 
 use super::callbacks::inbox::Inbox;
-use super::heartbeat::Heartbeat;
 use super::long_lease::LongLease;
 use super::lost::{Lost, LostRuns, Reclaims};
 use super::options::Options;
 use super::room::Room;
 use super::roster::Roster;
+use super::watchdog::Heartbeat;
 use super::watchdog::Watchdog;
 use super::writes::Writes;
 use crate::ports::{EngineInfo, ExecError, Ports, StoreError};

@@ -6,8 +6,8 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use super::heartbeat::Heartbeat;
 use super::shared::Shared;
+use super::watchdog::Heartbeat;
 
 /// The interval between probes of a store that refuses writes.
 const PROBE_EVERY: Duration = Duration::from_secs(1);

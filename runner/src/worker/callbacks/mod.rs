@@ -19,8 +19,8 @@ use tracing::warn;
 
 use self::inbox::due_entry;
 use self::post::{post_if_due, remove_exhausted};
-use super::heartbeat::Heartbeat;
 use super::shared::Shared;
+use super::watchdog::Heartbeat;
 use crate::ports::{Entry, Listing, StoreError};
 use crate::rules::callback::{GIVEN_UP_AFTER, Notification};
 use crate::rules::outbox::{DueEntry, Outbox, Outcome};

@@ -12,8 +12,8 @@ use crate::ports::{Entry, Expect, Purpose, StoreError, TransferError, Txn};
 use crate::rules::callback::{GIVEN_UP_AFTER, Notification, is_taken, pause};
 use crate::rules::destination;
 use crate::rules::outbox::Outcome;
-use crate::worker::heartbeat::Heartbeat;
 use crate::worker::shared::Shared;
+use crate::worker::watchdog::Heartbeat;
 
 /// How long an entry is reserved for the worker that posts it.
 const TELLING: Duration = Duration::from_secs(60);

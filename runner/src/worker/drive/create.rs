@@ -21,10 +21,10 @@ use crate::ports::{Claim, LoggerFeed, RunScope};
 use crate::rules::callback::NotifiedStages;
 use crate::rules::env;
 use crate::rules::run::Run;
-use crate::worker::heartbeat::Heartbeat;
 use crate::worker::lease::HeldLease;
 use crate::worker::records::Ownership;
 use crate::worker::shared::Shared;
+use crate::worker::watchdog::Heartbeat;
 
 /// A run that this worker has claimed, before it is driven.
 pub(in crate::worker) struct ClaimedRun {

@@ -14,7 +14,7 @@ use tracing::warn;
 use crate::ports::{Events, Host, Ticket};
 use crate::rules::lines::Piece;
 use crate::rules::run::EventDraft;
-use crate::worker::heartbeat::Heartbeat;
+use crate::worker::watchdog::Heartbeat;
 
 /// Publishes the events of one run under one epoch.
 pub(super) struct Emitter {

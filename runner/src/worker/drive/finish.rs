@@ -16,9 +16,9 @@ use super::ledger::{WriteError, WriteExtra};
 use super::state::Drive;
 use crate::ports::{StoreError, Ticket};
 use crate::rules::run::{EventDraft, Input, StopWhy};
-use crate::worker::heartbeat::Heartbeat;
 use crate::worker::retry::Retry;
 use crate::worker::shared::Shared;
+use crate::worker::watchdog::Heartbeat;
 
 /// The maximum delay of a run's end by its external logger.
 const LOGGER_WAIT: Duration = Duration::from_secs(10);

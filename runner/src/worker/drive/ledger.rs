@@ -17,9 +17,9 @@ use crate::ports::{Claim, Host, LeaseId, Store, StoreError, Txn, TxnReply};
 use crate::rules::callback::{Notification, NotifiedStages, Stage};
 use crate::worker::callbacks::inbox::Inbox;
 use crate::worker::callbacks::value_of;
-use crate::worker::heartbeat::Heartbeat;
 use crate::worker::records::{RunKey, RunKeys, RunTxn as _, SMALL_RECORD, fitting};
 use crate::worker::retry::Retry;
+use crate::worker::watchdog::Heartbeat;
 
 /// Why a record was not written.
 #[derive(Debug, Error)]

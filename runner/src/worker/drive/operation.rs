@@ -15,9 +15,9 @@ use crate::ports::{
 };
 use crate::rules::env;
 use crate::rules::run::{Broke, KeptStep};
-use crate::worker::heartbeat::Heartbeat;
 use crate::worker::retry::Retry;
 use crate::worker::shared::Shared;
+use crate::worker::watchdog::Heartbeat;
 
 /// Returns how an operation fails after an executor's error.
 pub(super) async fn engine_failure(shared: &Shared, error: &ExecError) -> OperationError {

@@ -16,7 +16,7 @@ use super::mask::RunMask;
 use crate::ports::{LogSink, LoggerFeed, StopLevel, StopSignal};
 use crate::rules::lines::{Lines, Piece, prefix_within, published_bytes};
 use crate::rules::mask::Masker;
-use crate::worker::heartbeat::Heartbeat;
+use crate::worker::watchdog::Heartbeat;
 
 /// The output budget of a run's steps, including the recorded output of earlier owners.
 #[derive(Debug, Clone)]

@@ -10,9 +10,9 @@ use tracing::{info, warn};
 
 use crate::ports::{RunScope, StepSpec, Workspace};
 use crate::rules::run::Input;
-use crate::worker::heartbeat::Heartbeat;
 use crate::worker::retry::Retry;
 use crate::worker::shared::Shared;
+use crate::worker::watchdog::Heartbeat;
 
 /// The number of attempts to push. If all fail, only the run's own engine can resume it until the
 /// next push.

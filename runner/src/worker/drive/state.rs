@@ -20,9 +20,9 @@ use super::push::Pushes;
 use super::run_secrets::RunSecrets;
 use crate::ports::{LoggerFeed, RunScope, StopSignal, Workspace};
 use crate::rules::run::{Broke, Input, Run};
-use crate::worker::heartbeat::Heartbeat;
 use crate::worker::lease::HeldLease;
 use crate::worker::shared::Shared;
+use crate::worker::watchdog::Heartbeat;
 
 /// A run driven by this worker.
 pub(super) struct Drive {

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 /// All clones belong to the same task. A function that waits or retries borrows the heartbeat of the
 /// task that calls it; another task gets a heartbeat of its own.
 #[derive(Debug, Clone)]
-pub(super) struct Heartbeat(Arc<Signs>);
+pub(in crate::worker) struct Heartbeat(Arc<Signs>);
 
 #[derive(Debug, Default)]
 struct Signs {
@@ -20,34 +20,34 @@ struct Signs {
 }
 
 impl Heartbeat {
-    /// Creates the heartbeat of a task that the watchdog watches. Only the watchdog calls this.
+    /// Creates the heartbeat of a task that the watchdog watches.
     pub(super) fn new() -> Self {
         Self(Arc::default())
     }
 
     /// Creates a heartbeat for a task that has no watchdog. It has no effect.
-    pub(super) fn unwatched() -> Self {
+    pub(in crate::worker) fn unwatched() -> Self {
         Self::new()
     }
 
     /// Reports progress, for example before a retry.
-    pub(super) fn beat(&self) {
+    pub(in crate::worker) fn beat(&self) {
         self.0.beats.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Marks the task as idle while the guard is alive.
-    pub(super) fn waits(&self) -> Waits {
+    pub(in crate::worker) fn waits(&self) -> Waits {
         self.0.waiting.fetch_add(1, Ordering::Relaxed);
         Waits(self.clone())
     }
 
     /// Returns the number of signs of progress so far.
-    pub(super) fn beats(&self) -> u64 {
+    pub(in crate::worker) fn beats(&self) -> u64 {
         self.0.beats.load(Ordering::Relaxed)
     }
 
     /// Returns true if the task waits for an external service or for work.
-    pub(super) fn is_idle(&self) -> bool {
+    pub(in crate::worker) fn is_idle(&self) -> bool {
         self.0.waiting.load(Ordering::Relaxed) > 0
     }
 }
@@ -56,7 +56,7 @@ impl Heartbeat {
 /// service or for work. All other code of a watched task must make progress, and calls of ports
 /// have their own timeouts.
 #[must_use = "the task is idle only while this guard is alive"]
-pub(super) struct Waits(Heartbeat);
+pub(in crate::worker) struct Waits(Heartbeat);
 
 impl Drop for Waits {
     fn drop(&mut self) {

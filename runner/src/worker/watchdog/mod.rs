@@ -14,7 +14,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tracing::error;
 
-use super::heartbeat::Heartbeat;
+mod heartbeat;
+
+pub(in crate::worker) use self::heartbeat::Heartbeat;
 
 /// The number of checks within the permitted time. A suspended process wakes up to an overdue
 /// check, so the watchdog counts checks, not elapsed time.

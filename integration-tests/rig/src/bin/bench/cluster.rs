@@ -7,13 +7,14 @@ use anyhow::Context as _;
 use futures::StreamExt as _;
 use protocol::id::{NodeId, RunId};
 use protocol::names;
-use protocol::pipeline::{ExecutorKind, PullPolicy};
 use runner::cluster::{AmqpEvents, AmqpOptions, AmqpQueue, Etcd};
 use runner::ports::{Change, Changes, Executor, Message, NoSecrets, Ports};
 use runner::worker::{DiskOptions, Options, OutOfOrder, RenderInline, Shutdown, Worker};
 use runner::{host, transfer};
 use serde_json::{Value, json};
 use test_support::services::{Services, Vhost};
+use test_support::worker_suite;
+pub(crate) use test_support::worker_suite::new_node;
 use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 
@@ -163,35 +164,13 @@ pub(crate) async fn in_time<T>(
     done.with_context(|| format!("waited in vain: {what}"))?
 }
 
-pub(crate) fn new_node() -> NodeId {
-    NodeId::from_uuid(uuid::Uuid::new_v4())
-}
-
+/// The options of a worker of the bench.
 pub(crate) fn options(node: NodeId, slots: usize) -> Options {
     Options {
-        node,
-        slots,
-        parallel_steps: 16,
-        lease_ttl: Duration::from_secs(10),
-        stall_timeout: Duration::from_secs(60),
-        kill_grace: Duration::from_secs(2),
-        drain: Duration::from_secs(30),
-        network: None,
-        pull: PullPolicy::Missing,
         node_refresh: Duration::from_secs(10),
-        retention: Duration::from_secs(24 * 3600),
-        own_queue: true,
-        rescue: true,
-        keeps_images: true,
-        max_losses: 3,
-        sweep: Duration::from_secs(600),
         disk: DiskOptions { high: 100, low: 99, ..DiskOptions::default() },
-        executors: vec![ExecutorKind::Podman],
-        log_limit: Some(1 << 30),
-        literal_secrets: false,
         changed_reruns: false,
-        logs: None,
-        job_env: protocol::pipeline::Vars::new(),
         version: "bench".into(),
+        ..worker_suite::options(node, slots)
     }
 }
