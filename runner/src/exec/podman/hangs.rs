@@ -1,7 +1,8 @@
 //! Tests with an engine that accepts calls and then hangs or closes the connection.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use std::io;
+use std::io::{self, Read as _, Write as _};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -332,11 +333,16 @@ struct PreparedProcess {
 }
 
 impl PreparedProcess {
+    /// Returns once the process has its name, which can be after `spawn` returns: the kernel resumes
+    /// the parent first.
     fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let runtime = dir.path().join("crun");
-        std::os::unix::fs::symlink("/bin/sleep", &runtime).unwrap();
-        let process = std::process::Command::new(runtime).arg("600").spawn().unwrap();
+        std::os::unix::fs::symlink("/bin/cat", &runtime).unwrap();
+        let mut command = std::process::Command::new(runtime);
+        let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        process.stdin.as_mut().unwrap().write_all(b"+").unwrap();
+        process.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
         Self { process, _dir: dir }
     }
 }
