@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`app`] | the composition root: the only place that names adapters |
 //! | [`cli`] | the commands of the program |
+//! | [`client`] | the operations of users: start and stop runs, read state, logs and events |
 //! | [`cluster`] | RabbitMQ and etcd behind the ports |
 //! | [`config`] | every setting: file, variables, flags, all faults at once |
 //! | [`egress`] | decides to which addresses the worker may connect on behalf of a message |
@@ -21,6 +22,7 @@
 
 pub mod app;
 pub mod cli;
+pub mod client;
 pub mod cluster;
 pub mod config;
 pub mod egress;

@@ -22,13 +22,14 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("worker", &["rules", "ports"]),
     ("cluster", &["ports"]),
     ("embedded", &["ports"]),
+    ("client", &["ports", "config"]),
     ("egress", &[]),
     ("exec", &["ports", "egress"]),
     ("transfer", &["ports", "egress"]),
-    ("http", &["ports", "telemetry"]),
+    ("http", &["ports", "client", "rules"]),
     ("config", &[]),
     ("telemetry", &[]),
-    ("cli", &["app", "config", "telemetry"]),
+    ("cli", &["app", "client", "config", "telemetry"]),
 ];
 
 const FOREIGN_TO_RULES: &[&str] =

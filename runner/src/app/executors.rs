@@ -8,7 +8,7 @@ use protocol::id::NodeId;
 use protocol::pipeline::ExecutorKind;
 
 use super::engine;
-use super::unavailable::Unavailable;
+use crate::client::Unavailable;
 use crate::config::Config;
 use crate::egress::Policy;
 use crate::exec::access::HostAccess;

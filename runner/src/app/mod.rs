@@ -2,7 +2,7 @@
 //! into a worker.
 
 pub mod ci;
-pub mod client;
+mod cluster_client;
 pub mod doctor;
 pub mod engine;
 mod executors;
@@ -15,7 +15,6 @@ mod reach;
 mod render;
 mod runs;
 mod serve;
-mod unavailable;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -31,8 +30,7 @@ pub use here::{
 };
 pub use render::{RENDER, RenderProcess, render};
 pub use serve::serve;
-use unavailable::ServiceFault;
-pub use unavailable::Unavailable;
+pub use cluster_client::connect_client;
 
 pub use crate::ports::Position;
 pub use crate::worker::Shutdown;
@@ -40,6 +38,7 @@ pub use crate::worker::Shutdown;
 use executors::{executor, on_this_host};
 use reach::{Publisher, policy, scopes};
 
+use crate::client::{ServiceFault, Unavailable};
 use crate::cluster::{AmqpEvents, AmqpOptions, AmqpQueue, Etcd, EtcdOptions, TlsFiles};
 use crate::config::{self, Config, LiteralSecrets};
 use crate::egress::Policy;

@@ -12,7 +12,7 @@ use super::exit::{Exit, Failure};
 use super::typed::Add;
 use super::{output, submit};
 use crate::app::ci;
-use crate::app::client::{Client, StartOf, StartRequest};
+use crate::client::{Client, StartOf, StartRequest};
 use crate::config::{Config, Loaded, Mode, table};
 
 /// The program name that implies the command `add`.

@@ -4,7 +4,7 @@ use super::exit::{Exit, Failure};
 use super::job::settings::is_named;
 use super::output::{self, Style, TextStyle};
 use crate::app;
-use crate::app::client::{Client, Listed};
+use crate::client::{Client, Listed};
 use crate::config::{self, Config, Environment, Flags, LogFormat, LogLevel, Sources, table};
 use crate::telemetry;
 
@@ -78,7 +78,7 @@ impl Context {
     /// A client for the cluster.
     pub(super) fn client(&self) -> Result<Client, Failure> {
         let config = self.config(DefaultVerbosity::Little)?;
-        Ok(app::client::connect(config)?)
+        Ok(app::connect_client(config)?)
     }
 
     /// The readable entries of a list, with a warning for each other entry.

@@ -12,7 +12,7 @@ use super::exit::{Exit, Failure};
 use super::files;
 use super::input::bytes_of;
 use super::output::{self, Table, TextStyle, one_line};
-use crate::app::client::{Applied, Registry};
+use crate::client::{Applied, Registry};
 
 pub(super) async fn pipeline(context: &Context, typed: Pipelines) -> Result<Exit, Failure> {
     match typed {

@@ -74,8 +74,8 @@ impl Failure {
     }
 }
 
-impl From<app::Unavailable> for Failure {
-    fn from(error: app::Unavailable) -> Self {
+impl From<crate::client::Unavailable> for Failure {
+    fn from(error: crate::client::Unavailable) -> Self {
         if error.needs_a_change() {
             return Self::new(Exit::Settings, error.to_string());
         }
@@ -83,9 +83,9 @@ impl From<app::Unavailable> for Failure {
     }
 }
 
-impl From<app::client::Error> for Failure {
-    fn from(error: app::client::Error) -> Self {
-        use app::client::{Error, ErrorKind};
+impl From<crate::client::Error> for Failure {
+    fn from(error: crate::client::Error) -> Self {
+        use crate::client::{Error, ErrorKind};
         if let Error::Unavailable(away) = error {
             return away.into();
         }
@@ -100,7 +100,7 @@ impl From<app::client::Error> for Failure {
 
 impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
-        let service = error.chain().find_map(|cause| cause.downcast_ref::<app::Unavailable>());
+        let service = error.chain().find_map(|cause| cause.downcast_ref::<crate::client::Unavailable>());
         if service.is_some_and(|service| !service.needs_a_change()) {
             return Self::unavailable(&format!("{error:#}"));
         }

@@ -8,7 +8,7 @@ use super::exit::{Exit, Failure};
 use super::output;
 use super::typed::{Diff, OpenShell};
 use crate::app;
-use crate::app::client::KnownRun;
+use crate::client::KnownRun;
 use crate::app::kept::{self, Change};
 use crate::config::Config;
 
@@ -44,7 +44,7 @@ async fn known(config: &Config, run: &RunId) -> Result<KnownRun, Failure> {
     if let Some(kept) = app::kept_run(config, run).await? {
         return Ok(kept.client().run(run).await?);
     }
-    Ok(app::client::connect(config.clone())?.run(run).await?)
+    Ok(app::connect_client(config.clone())?.run(run).await?)
 }
 
 fn word(change: Change) -> &'static str {

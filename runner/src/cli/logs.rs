@@ -17,7 +17,7 @@ use super::exit::{Exit, Failure};
 use super::output::{self, TextStyle, one_line};
 use super::view::{Piece, PlainView, StepErrors, json_line};
 use crate::app::Position;
-use crate::app::client::{
+use crate::client::{
     BeforeStart, Client, Ending, EventTail, LogItem, LogTail, Missing, Outcome, PastRetention,
 };
 
@@ -35,7 +35,7 @@ pub(super) async fn logs(context: &Context, typed: &Logs) -> Result<Exit, Failur
     let plain = PlainView::new(errors, typed.step.clone(), context.style);
     let read = read(context, &mut tail, plain, &typed.run).await?;
     if !tail.is_known() && !matches!(read, Read::Signal(_)) {
-        return Err(crate::app::client::Error::UnknownRun(typed.run.clone()).into());
+        return Err(crate::client::Error::UnknownRun(typed.run.clone()).into());
     }
     let exit = match read {
         Read::Signal(exit) => return Ok(exit),
@@ -286,7 +286,7 @@ async fn show_events_of_run(
         }
     }
     if !tail.is_known() {
-        return Err(crate::app::client::Error::UnknownRun(run.clone()).into());
+        return Err(crate::client::Error::UnknownRun(run.clone()).into());
     }
     match tail.outcome() {
         Some(Outcome::GaveUp(missing) | Outcome::Ended(_, missing)) if !missing.is_empty() => {

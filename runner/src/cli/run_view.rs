@@ -11,7 +11,7 @@ use super::output::Style;
 use super::screen::{Screen, Size};
 use super::view::{Piece, PlainView, StepErrors, json_line};
 use super::writer::Writer;
-use crate::app::client::{LogItem, Missing};
+use crate::client::{LogItem, Missing};
 
 /// The display of a run. If standard output fails, the display stops but the run continues.
 pub(super) struct RunView {

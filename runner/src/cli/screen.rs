@@ -8,7 +8,7 @@ use protocol::pipeline::Pipeline;
 use super::output::{TextStyle, brief, one_line, span};
 use super::sanitize::{cut, sanitize};
 use super::view::{StepEnd, event_line};
-use crate::app::client::{Ending, LogItem, Text};
+use crate::client::{Ending, LogItem, Text};
 use protocol::run::Status;
 
 /// The size of a terminal.

@@ -13,7 +13,7 @@ use super::exit::{Exit, Failure};
 use super::job;
 use super::run_view::RunView;
 use super::signals::Signals;
-use crate::app::client::Reader;
+use crate::client::Reader;
 use crate::app::{Ended, HereRun};
 
 /// Interval between redraws of the elapsed times.

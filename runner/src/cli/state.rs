@@ -10,7 +10,7 @@ use super::args::Ps;
 use super::context::Context;
 use super::exit::{Exit, Failure};
 use super::output::{self, Table, TextStyle, one_line, span};
-use crate::app::client::RunFilter;
+use crate::client::RunFilter;
 
 pub(super) async fn ps(context: &Context, typed: Ps) -> Result<Exit, Failure> {
     let client = context.client()?;

@@ -11,7 +11,7 @@ use super::exit::{Exit, Failure};
 use super::run::{self, Order};
 use super::typed::{Rerun, Stop, Submit};
 use super::{files, folder, job, logs, output};
-use crate::app::client::{Client, StartOf, StartRequest};
+use crate::client::{Client, StartOf, StartRequest};
 use crate::app::{self, KeptRun};
 use crate::config::Config;
 

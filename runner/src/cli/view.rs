@@ -4,7 +4,7 @@ use protocol::event::{Event, LogStream, Reason, Severity};
 use protocol::id::StepName;
 
 use super::output::{Style, TextStyle, brief, one_line, span};
-use crate::app::client::{LogItem, Text};
+use crate::client::{LogItem, Text};
 
 /// Bytes to write.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -246,7 +246,7 @@ pub(super) mod tests {
     use protocol::time::Millis;
 
     use super::*;
-    use crate::app::client::Reader;
+    use crate::client::Reader;
 
     /// The items that a reader makes of a run's events.
     pub(crate) fn items(events: Vec<Event>) -> Vec<LogItem> {

@@ -9,7 +9,7 @@ use protocol::id::{NodeId, RunId};
 use protocol::names;
 use protocol::run::Parent;
 
-use crate::app::client::{Client, Services};
+use crate::client::{Client, Services};
 use crate::app::runs::{self, RunDir};
 use crate::app::{Unavailable, new_node, this_host};
 use crate::config::Config;

@@ -20,7 +20,7 @@ use super::context::Context;
 use super::exit::{Exit, Failure};
 use super::output;
 use crate::app;
-use crate::app::client::{LogItem, Text};
+use crate::client::{LogItem, Text};
 
 /// Whether a pipeline was written as a job file.
 pub(super) fn is_of_jobs(pipeline: &Pipeline) -> bool {

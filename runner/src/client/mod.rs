@@ -5,19 +5,17 @@
 //! |---|---|
 //! | `reader` | the events of one run, by the rules of docs/wire.md section 4; pure |
 //! | `tail` | reading the stream up to the wanted end |
-//! | `cluster` | connections to the configured services |
+//! | `unavailable` | a service that cannot be used |
 //! | `commands` | starts, stops, pauses |
 //! | `state` | runs and nodes |
 //! | `definitions` | pipelines, providers, stores, loggers |
 
-mod cluster;
 mod commands;
 mod definitions;
 mod reader;
 mod state;
 mod tail;
-#[cfg(test)]
-mod tests;
+mod unavailable;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,15 +27,14 @@ use protocol::run::Status;
 use protocol::time::Millis;
 use thiserror::Error;
 
-use super::Unavailable;
 use crate::ports::{Events, EventsError, Queue, QueueError, Store, StoreError};
 
-pub use cluster::connect;
 pub use commands::{StartOf, StartRequest};
 pub use definitions::{Applied, Registry};
 pub use reader::{Ending, LogItem, Missing, Reader, Text};
 pub use state::{KnownRun, RunFilter};
 pub use tail::{BeforeStart, EventTail, LogTail, Outcome, PastRetention};
+pub use unavailable::{ServiceFault, Unavailable};
 
 /// The services of a cluster. Each is connected on first use, so that a command needs only the
 /// services that it uses.

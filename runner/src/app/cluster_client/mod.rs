@@ -6,8 +6,8 @@ use async_trait::async_trait;
 use protocol::id::NodeId;
 use tokio::sync::OnceCell;
 
-use super::{Client, Error, Services};
-use crate::app::{Unavailable, connect_events, connect_queue, connect_store};
+use super::{connect_events, connect_queue, connect_store};
+use crate::client::{Client, Error, Services, Unavailable};
 use crate::config::{Config, Mode};
 use crate::ports::{Events, Queue, Store};
 
@@ -27,7 +27,7 @@ struct Cluster {
 ///
 /// # Errors
 /// [`Error::Embedded`] in embedded mode.
-pub fn connect(mut config: Config) -> Result<Client, Error> {
+pub fn connect_client(mut config: Config) -> Result<Client, Error> {
     if config.mode == Mode::Embedded {
         return Err(Error::Embedded);
     }
@@ -58,3 +58,6 @@ impl Services for Cluster {
         self.events.get_or_try_init(connect).await.map(Arc::clone)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,13 +5,14 @@
 #[error("{what}")]
 pub struct Unavailable {
     /// The error message.
-    pub(super) what: String,
-    pub(super) why: ServiceFault,
+    pub what: String,
+    /// The kind of the fault.
+    pub why: ServiceFault,
 }
 
 /// Why a service cannot be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum ServiceFault {
+pub enum ServiceFault {
     /// It does not answer.
     Unreachable,
     /// It answers and denies access.
@@ -24,7 +25,9 @@ pub(super) enum ServiceFault {
 const MAX_SAID: usize = 500;
 
 impl Unavailable {
-    pub(super) fn because(cause: &dyn std::error::Error) -> Self {
+    /// A service that an error shows to be unreachable.
+    #[must_use]
+    pub fn because(cause: &dyn std::error::Error) -> Self {
         Self::new(&cause.to_string())
     }
 
@@ -34,7 +37,10 @@ impl Unavailable {
         self.why == ServiceFault::WrongKind
     }
 
-    pub(super) fn new(what: &str) -> Self {
+    /// A service that is unreachable. Line breaks are removed from the message, and a long one is
+    /// cut.
+    #[must_use]
+    pub fn new(what: &str) -> Self {
         let mut words = what.split_whitespace().collect::<Vec<_>>().join(" ");
         if let Some((end, _)) = words.char_indices().nth(MAX_SAID) {
             words.truncate(end);

@@ -2,16 +2,22 @@
 
 use std::time::Duration;
 
-use protocol::event::{LogStream, Reason};
-use protocol::id::{Epoch, NodeId};
+use protocol::event::{Event, LogStream, Reason};
+use protocol::id::{Epoch, NodeId, PipelineId};
 use protocol::names;
 use protocol::pipeline::Pipeline;
 use protocol::run::{Open, Registered, RunRecord, Status, StoredPipeline};
+use protocol::time::Millis;
 
 use super::*;
 use crate::app::this_host;
+use crate::client::*;
 use crate::embedded::{Embedded, Options};
 use crate::ports::{Position, Source, Txn};
+
+fn now() -> Millis {
+    this_host().now()
+}
 
 struct Here(Embedded);
 
