@@ -14,6 +14,7 @@
 //! | [`pipeline`] | the one pipeline model |
 //! | [`dialect`] | parsers from files and messages to the model, which report every fault at once |
 //! | [`diagnostic`] | a fault: its location, message and hint |
+//! | [`wait_list`] | the runs of a pipeline that hold a place or wait for one |
 //! | [`quantity`], [`shell`], [`time`] | memory, shares and spans; word splitting; points in time |
 //! | [`schema`] | the published schemas |
 //!
@@ -34,3 +35,4 @@ pub mod schema;
 pub mod shell;
 pub mod status;
 pub mod time;
+pub mod wait_list;

@@ -49,6 +49,8 @@ pub const CALLBACKS: &str = "bob.run.callback/";
 pub const STOPS: &str = "bob.run.stop/";
 /// Key prefix of markers for run ids that were once accepted.
 pub const SEEN: &str = "bob.run.seen/";
+/// Key prefix of wait lists.
+pub const WAIT_LISTS: &str = "bob.wait/";
 /// Key prefix of nodes.
 pub const NODES: &str = "bob.node/";
 /// Key prefix of resource providers.
@@ -62,6 +64,12 @@ pub const LOGGERS: &str = "bob.logger/";
 #[must_use]
 pub fn pipeline_key(id: &PipelineId) -> String {
     format!("{PIPELINES}{}:{}", id.group(), id.name())
+}
+
+/// Key of a pipeline's wait list.
+#[must_use]
+pub fn wait_key(id: &PipelineId) -> String {
+    format!("{WAIT_LISTS}{}:{}", id.group(), id.name())
 }
 
 /// Key of a run record.

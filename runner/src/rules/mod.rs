@@ -1,5 +1,6 @@
 //! Decides what a run does next. Pure: facts in, orders out, without clock or I/O.
 
+pub mod admission;
 pub mod callback;
 pub mod destination;
 pub mod dollar;
