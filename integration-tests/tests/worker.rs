@@ -12,7 +12,7 @@ use test_support::prefixed::PrefixedStore;
 use test_support::scripted::Scripted;
 use test_support::services::{BROKER, STORE, Services, Vhost};
 use test_support::worker_suite::{
-    MakePorts, Rig, commands, hard, large, later, marks, rerun, runs, takeover,
+    MakePorts, Rig, admission, commands, hard, large, later, marks, rerun, runs, takeover,
 };
 
 /// A virtual host per test on the shared broker, and a key prefix in the shared etcd.

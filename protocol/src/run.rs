@@ -271,6 +271,9 @@ pub struct StopEntry {
     /// The reason given by the user.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// The newer run that takes this run's place in the wait list. No user stopped it then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replaced_by: Option<RunId>,
     /// The node that received the command.
     pub by: NodeId,
     /// When the stop was recorded.

@@ -12,6 +12,7 @@ use protocol::run::{
     StopEntry, StoredPipeline,
 };
 use protocol::schema::{SchemaName, schema};
+use protocol::wait_list::WaitList;
 use protocol::{command, names};
 use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
@@ -202,6 +203,7 @@ fn keys() -> Table {
         (of_run(names::stop_key(&run)), list(fields(&written::<StopEntry>()))),
         (of_run(names::seen_key(&run)), "empty".to_owned()),
         (of_run(callback), link("outbox entry", "the-outbox-of-callbacks")),
+        (names::wait_key(&pipeline), link("wait list", "wait-lists")),
         (names::node_key(&NodeId::from_stored("<node>")), link("node", "nodes")),
         (format!("{}<name>", names::PROVIDERS), registered.clone()),
         (format!("{}<name>", names::STORES), registered.clone()),
@@ -220,6 +222,7 @@ fn records() -> Vec<Table> {
     vec![
         names_of("protocol/run record", all(written::<RunRecord>())),
         names_of("protocol/step entry", all(written::<StepRecord>())),
+        names_of("protocol/wait list", all(written::<WaitList>())),
         names_of("protocol/node", all(written::<NodeEntry>())),
         names_of("protocol/run statuses", words(&written::<Status>())),
         names_of("protocol/step statuses", words(&written::<StepStatus>())),

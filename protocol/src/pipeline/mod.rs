@@ -327,10 +327,7 @@ impl Pipeline {
     /// run.
     #[must_use]
     pub fn unsupported_among_runs(&self) -> Vec<Unsupported> {
-        let asked = [
-            ("admission", self.admission.is_some()),
-            ("retention-count", self.retention_count.is_some()),
-        ];
+        let asked = [("retention-count", self.retention_count.is_some())];
         let asked = asked.into_iter().filter(|(_, asked)| *asked);
         let found = asked.map(|(key, _)| Unsupported {
             path: key.to_owned(),

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use protocol::command::{self, Command, Disposition, Malformed, RunIdSource, Start};
-use protocol::event::Reason;
+use protocol::event::{Reason, Severity};
 use protocol::id::RunId;
 use protocol::names;
 use protocol::run::{Cause, NodeEntry};
@@ -15,7 +15,7 @@ use uuid::Uuid;
 use super::claim::{self, ClaimOutcome};
 use super::claimant::Claimant;
 use super::control;
-use super::launch::Launch;
+use super::launch::{Launch, UNNAMED};
 use super::lost::Lost;
 use super::retry::Retry;
 use super::shared::Shared;
@@ -140,6 +140,11 @@ async fn answer_start(
             launch.drive_new(held, *owned, (verdict, named), slot);
             Answer::Settle(Disposition::Ack, None)
         }
+        ClaimOutcome::Waits => {
+            launch.cancel();
+            report_waiting(claimant, start, &run, named).await;
+            Answer::Settle(Disposition::Ack, Some(slot))
+        }
         ClaimOutcome::Known => {
             launch.cancel();
             shared.ignored(heartbeat, Some(&run), &format!("run {run} is known already")).await;
@@ -165,6 +170,26 @@ async fn answer_start(
             Answer::Settle(reject(shared, heartbeat, &fault).await, Some(slot))
         }
     }
+}
+
+/// Publishes that a run was accepted and waits for a place. `named`: the sender chose the run ID.
+async fn report_waiting(
+    Claimant { shared, heartbeat, .. }: Claimant<'_>,
+    start: &Start,
+    run: &RunId,
+    named: bool,
+) {
+    let (group, name) = claim::names_of(start);
+    let how = if named { "" } else { UNNAMED };
+    let message =
+        format!("run {run} was accepted{how}; it waits for a place of pipeline {group}:{name}");
+    let mut event = shared.event(Reason::PipelineRunScheduled { waiting: true }, message);
+    if !named {
+        event.severity = Severity::Warning;
+    }
+    event.run_id = Some(run.clone());
+    (event.group, event.name) = (Some(group), Some(name));
+    shared.publish(heartbeat, event).await;
 }
 
 /// Claims the run of a start. Records it as failed if it needs an engine that no worker was found on.

@@ -8,6 +8,7 @@ use protocol::names;
 use protocol::pipeline::Pipeline;
 use protocol::run::{Open, RunRecord, Status};
 
+use super::admit::{Admission, admit};
 use super::claimant::Claimant;
 use super::lease::HeldLease;
 use super::look::{Look, logger_url, pipeline_id};
@@ -21,6 +22,8 @@ use crate::ports::{Claim, Expect, StoreError, Txn};
 pub(super) enum ClaimOutcome {
     /// The run is claimed.
     Claimed(Box<Ownership>, Verdict),
+    /// The run waits for a place of its pipeline. It has no owner until it gets one.
+    Waits,
     /// The run ID was seen before.
     Known,
     /// This worker cannot run it now. It is published again after a while.
@@ -130,16 +133,25 @@ async fn try_take(
         Judgement::Claim(pipeline, verdict) => (pipeline, verdict),
         Judgement::Leave(not_now) => return Ok(ClaimAttempt::Taken(ClaimOutcome::NotNow(not_now))),
     };
+    let Admission { verdict, places, waits } =
+        admit(shared, run, start, pipeline.as_ref(), verdict).await?;
     let trusted = is_trusted(start, pipeline.as_ref(), &look);
     let record = RunRecord { trusted, ..record_of(shared, run, start, pipeline, &verdict) };
     let seen = shared.seen.current(&*shared.ports.store, &*shared.ports.host).await?;
-    let mut txn = Txn::new()
-        .create_owner(run, &shared.options.node, held.lease)
+    let txn = Txn::new()
         .require_absent(run, RunKey::Record)
         .require_absent(run, RunKey::Seen)
-        .put_record(run, json(&record)?)
-        .put_open(run, json(&Open::default())?)
         .put_seen(run, seen);
+    let mut txn = match &waits {
+        None => txn
+            .create_owner(run, &shared.options.node, held.lease)
+            .put_record(run, json(&record)?)
+            .put_open(run, json(&Open::default())?),
+        Some(waiting) => waiting.enter(txn.require_absent(run, RunKey::Owner), run, &record)?,
+    };
+    if let Some(places) = &places {
+        txn = places.write(txn)?;
+    }
     if let Some(definition) = definition_of(&record)? {
         txn = txn.put_definition(run, definition);
     }
@@ -147,6 +159,9 @@ async fn try_take(
     let reply = shared.ports.store.txn(Look::claim(txn, run, start)).await?;
     if !reply.committed {
         return Ok(ClaimAttempt::Changed(Box::new(Look::of(&reply, run, start))));
+    }
+    if waits.is_some() {
+        return Ok(ClaimAttempt::Taken(ClaimOutcome::Waits));
     }
     let claim =
         Claim { run: run.clone(), epoch: Epoch(reply.revision), node: shared.options.node.clone() };

@@ -8,7 +8,7 @@ use protocol::command::{Disposition, Stop, Toggle};
 use protocol::event::Reason;
 use protocol::id::{PipelineId, RunId};
 use protocol::names;
-use protocol::run::{StopEntry, StoredPipeline};
+use protocol::run::{Open, StopEntry, StoredPipeline};
 use protocol::time::Millis;
 use tracing::warn;
 
@@ -16,6 +16,7 @@ use super::claimant::Claimant;
 use super::launch::Launch;
 use super::lease::HeldLease;
 use super::orphan::{Purpose, claim_orphan};
+use super::orphan_action::waits_for_admission;
 use super::records::{RunKey, RunKeys, RunTxn as _, has_ended, json};
 use super::retry::Retry;
 use super::shared::Shared;
@@ -29,12 +30,13 @@ pub(super) async fn stop(claimant: Claimant<'_>, stop: &Stop) -> Result<Disposit
     let run = &stop.run_id;
     let entry = StopEntry {
         reason: stop.reason.clone(),
+        replaced_by: None,
         by: shared.options.node.clone(),
         at: shared.ports.host.now().into(),
     };
     let value = json(&entry)?;
     loop {
-        let look = [RunKey::Record, RunKey::Owner, RunKey::Stop, RunKey::Seen];
+        let look = [RunKey::Record, RunKey::Owner, RunKey::Stop, RunKey::Seen, RunKey::Open];
         let look = Txn::new().read_keys(run, &look);
         let keys = RunKeys::of(run, &shared.ports.store.txn(look).await?);
         heartbeat.beat();
@@ -54,14 +56,18 @@ pub(super) async fn stop(claimant: Claimant<'_>, stop: &Stop) -> Result<Disposit
             return Ok(Disposition::Ack);
         }
         if keys.stop.is_none() {
-            let txn =
+            let mut txn =
                 Txn::new().require_record(run, record.mod_revision).put_stop(run, value.clone());
+            if keys.open.as_ref().is_some_and(|open| waits_for_admission(&open.value)) {
+                // If this worker dies before it ends the run, another one finds it.
+                txn = txn.put_open(run, json(&Open::default())?);
+            }
             if !shared.ports.store.txn(txn).await?.committed {
                 continue;
             }
         }
         if keys.owner.is_none() {
-            match end_orphan(claimant, run, &stop.reason).await {
+            match end_orphan(claimant, run, &StopWhy::of_entry(entry.clone())).await {
                 Ok(()) => {}
                 // The stop is recorded. The next worker that can claim the run obeys it.
                 Err(cause @ (StoreError::Restored { .. } | StoreError::Unreadable(_))) => {
@@ -105,7 +111,7 @@ async fn remember_stop(
 pub(super) async fn end_orphan(
     claimant: Claimant<'_>,
     run: &RunId,
-    reason: &Option<String>,
+    why: &StopWhy,
 ) -> Result<(), StoreError> {
     let Claimant { shared, held, .. } = claimant;
     let Some(record) = shared.ports.store.get(&RunKey::Record.of(run)).await? else {
@@ -118,8 +124,7 @@ pub(super) async fn end_orphan(
                 // Another worker recorded the ending but did not complete it.
                 launch.conclude(held, owned);
             } else {
-                let why = StopWhy::User { reason: reason.clone() };
-                launch.end_stopped(held, owned, &why);
+                launch.end_stopped(held, owned, why);
             }
             Ok(())
         }
@@ -226,8 +231,8 @@ pub(super) async fn watch_stops(shared: Arc<Shared>, heartbeat: Heartbeat, held:
 async fn follow_stops(shared: &Shared, heartbeat: &Heartbeat) -> Result<(), StoreError> {
     let ask = |key: &str, value: &[u8]| {
         let Some(Ok(run)) = key.strip_prefix(names::STOPS).map(str::parse::<RunId>) else { return };
-        let reason = serde_json::from_slice::<StopEntry>(value).ok().and_then(|stop| stop.reason);
-        let why = StopWhy::User { reason };
+        let why =
+            serde_json::from_slice(value).map_or(StopWhy::User { reason: None }, StopWhy::of_entry);
         shared.roster.ask_stop(&run, why, shared.options.kill_grace);
     };
     let look = shared.ports.store.list(names::STOPS).await?;

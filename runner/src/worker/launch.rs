@@ -68,6 +68,22 @@ impl Launch {
         });
     }
 
+    /// Drives a run that has waited for a place.
+    pub(super) fn drive_admitted(
+        self,
+        held: &HeldLease,
+        owned: Ownership,
+        slot: OwnedSemaphorePermit,
+    ) {
+        let has_steps = !owned.record.steps.is_empty();
+        let scheduled = admitted(&self.run);
+        self.drive(held, owned, Some(slot), |run, now| {
+            let mut first = vec![scheduled];
+            first.extend(if has_steps { run.begin_after(now) } else { run.begin(now) });
+            first
+        });
+    }
+
     /// Resumes a run from an earlier owner.
     pub(super) fn resume(
         self,
@@ -107,16 +123,22 @@ impl Launch {
     }
 }
 
+/// Follows the message about an accepted run whose ID the worker has generated.
+pub(super) const UNNAMED: &str =
+    " from a message without run-id and message_id: a lost acknowledgement can run it twice";
+
+fn admitted(run: &RunId) -> Effect {
+    let reason = Reason::PipelineRunScheduled { waiting: false };
+    let message = format!("run {run} has got a place of its pipeline");
+    Effect::Emit(EventDraft { reason, message, step: None, severity: None })
+}
+
 fn scheduled(run: &RunId, named: bool) -> Effect {
     let reason = Reason::PipelineRunScheduled { waiting: false };
     let (message, severity) = if named {
         (format!("run {run} was accepted"), None)
     } else {
-        let message = format!(
-            "run {run} was accepted from a message without run-id and message_id: a lost \
-             acknowledgement can run it twice"
-        );
-        (message, Some(Severity::Warning))
+        (format!("run {run} was accepted{UNNAMED}"), Some(Severity::Warning))
     };
     Effect::Emit(EventDraft { reason, message, step: None, severity })
 }

@@ -60,9 +60,8 @@ impl Look {
     /// Why the run is to be stopped, if a stop was recorded before its start arrived.
     pub(super) fn stop_why(&self) -> Option<StopWhy> {
         let entry = self.run.stop.as_ref()?;
-        let reason =
-            serde_json::from_slice::<StopEntry>(&entry.value).ok().and_then(|stop| stop.reason);
-        Some(StopWhy::User { reason })
+        let stop = serde_json::from_slice::<StopEntry>(&entry.value);
+        Some(stop.map_or(StopWhy::User { reason: None }, StopWhy::of_entry))
     }
 }
 

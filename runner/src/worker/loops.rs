@@ -14,8 +14,8 @@ use super::options::Shutdown;
 use super::shared::{LAST_EVENTS, Shared};
 use super::watchdog::Heartbeat;
 use super::{
-    callbacks, control, intake, janitor, lease, marks, node, reclaim, rescue, room_watch,
-    store_probe,
+    callbacks, control, intake, janitor, lease, marks, node, promotion, reclaim, rescue,
+    room_watch, store_probe,
 };
 use crate::ports::{Guard, Source};
 use crate::rules::run::StopWhy;
@@ -51,6 +51,9 @@ impl Loops {
         if shared.options.rescue {
             dog.spawn(&starts, "the rescue", |heartbeat| {
                 rescue::run(state(), heartbeat, leases.subscribe(), intake.clone())
+            });
+            dog.spawn(&starts, "the promotion of waiting runs", |heartbeat| {
+                promotion::run(state(), heartbeat, intake.clone())
             });
             dog.spawn(&starts, "the disk check", |heartbeat| {
                 room_watch::run(state(), heartbeat, intake.clone())

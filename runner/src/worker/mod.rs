@@ -1,5 +1,6 @@
 //! Consumes commands, owns runs through a lease, drives them, and releases them.
 
+mod admit;
 mod answer;
 mod bases;
 mod callbacks;
@@ -24,6 +25,8 @@ mod options;
 mod orphan;
 mod orphan_action;
 mod parent;
+mod places;
+mod promotion;
 mod reclaim;
 mod records;
 mod release;

@@ -48,7 +48,8 @@ fn count_loss(record: &mut RunRecord, purpose: Purpose) {
 
 /// Changes the record of an earlier owner to that of a next attempt.
 fn begin_attempt(record: &mut RunRecord, purpose: Purpose) {
-    if record.released.is_none() {
+    // A run that has waited until now has had no owner.
+    if record.released.is_none() && record.attempt > 0 {
         count_loss(record, purpose);
     }
     record.attempt += 1;

@@ -68,8 +68,12 @@ pub(super) async fn next_action(
         return Ok(OrphanAction::Ended(entry.clone()));
     }
     if let Some(stop) = &keys.stop {
-        let unsaid =
-            StopEntry { reason: None, by: shared.options.node.clone(), at: record.scheduled_at };
+        let unsaid = StopEntry {
+            reason: None,
+            replaced_by: None,
+            by: shared.options.node.clone(),
+            at: record.scheduled_at,
+        };
         return Ok(OrphanAction::Stopped(serde_json::from_slice(&stop.value).unwrap_or(unsaid)));
     }
     if let Some(key) = unknown_key {

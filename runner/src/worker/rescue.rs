@@ -25,6 +25,7 @@ use super::retry::Retry;
 use super::shared::Shared;
 use super::watchdog::Heartbeat;
 use crate::ports::{Change, Entry, StoreError, Txn};
+use crate::rules::run::StopWhy;
 
 /// Spreads the attempts of workers that see the same orphan at the same time.
 const SPREAD: Duration = Duration::from_millis(200);
@@ -206,6 +207,12 @@ impl Rescue<'_> {
                     self.orphans.remove(&run);
                     // The run has a new owner, and its next loss is a different one.
                     self.claimant.shared.own_lost().remove(&run);
+                } else if let Some(run) = run_of(&entry.key, names::OPEN)
+                    && !waits_for_admission(&entry.value)
+                {
+                    // A waiting run has got a place. A new run has its owner from the same
+                    // transaction on, which the next change shows.
+                    self.note(run);
                 }
             }
             Change::Deleted { key, .. } => {
@@ -280,7 +287,7 @@ impl Rescue<'_> {
                 return Ok(Some(LOOK_EVERY));
             }
             OrphanAction::Stopped(stop) => {
-                return match end_orphan(self.claimant, run, &stop.reason).await {
+                return match end_orphan(self.claimant, run, &StopWhy::of_entry(stop)).await {
                     Ok(()) => Ok(Some(AGAIN)),
                     Err(cause) if cause.is_invalid_request() => {
                         warn!(run.id = %run, %cause, "run {run} cannot be stopped yet");
@@ -351,6 +358,10 @@ async fn claim(
         Ok(Some((owned, past))) => {
             shared.own_lost().remove(run);
             match slot {
+                // It waited until now, and no worker has driven it.
+                Some(slot) if owned.record.attempt == 1 => {
+                    launch.drive_admitted(held, owned, slot);
+                }
                 Some(slot) => {
                     info!(run.id = %run, previous = %past.node, "run {run} is taken over");
                     launch.resume(held, owned, past, slot);

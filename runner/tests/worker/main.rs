@@ -20,7 +20,7 @@ use runner::worker::RenderInline;
 use runner::{host, transfer};
 use test_support::scripted::Scripted;
 use test_support::worker_suite::{
-    MakePorts, Rig, commands, hard, large, later, marks, rerun, runs, takeover,
+    MakePorts, Rig, admission, commands, hard, large, later, marks, rerun, runs, takeover,
 };
 
 async fn rig() -> (Rig, Embedded) {

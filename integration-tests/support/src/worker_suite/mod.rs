@@ -12,6 +12,7 @@
     reason = "a suite may panic, looks for single events, and runs workers as tasks of its own"
 )]
 
+pub mod admission;
 pub mod commands;
 pub mod hard;
 pub mod large;

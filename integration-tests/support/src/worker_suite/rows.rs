@@ -53,6 +53,12 @@ macro_rules! for_each_row {
             runs::a_step_and_a_run_time_out,
             runs::a_failed_step_is_tried_again,
             runs::a_run_keeps_the_definition_and_variables_of_its_start,
+            admission::runs_beyond_the_limit_wait_and_start_in_order,
+            admission::a_run_that_finds_the_list_full_is_refused,
+            admission::a_replaced_run_ends_as_stopped_without_running,
+            admission::a_waiting_run_can_be_stopped,
+            admission::a_delayed_run_starts_on_another_worker_if_its_own_has_ended,
+            admission::a_run_keeps_its_place_when_its_owner_is_lost,
         }
     };
 }

@@ -270,6 +270,7 @@ impl Run {
         let said = match why {
             StopWhy::User { reason: Some(reason) } => format!("stopped by a user: {reason}"),
             StopWhy::User { reason: None } => "stopped by a user".to_owned(),
+            StopWhy::Replaced { by } => format!("replaced by run {by} in the wait list"),
             StopWhy::Shutdown => "stopped because its worker ends".to_owned(),
         };
         self.end(now, Status::Stopped, Some(why.cause()), Some(said));

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use protocol::event::{Reason, Severity};
-use protocol::id::{Epoch, NodeId, StepName, StepPosition};
+use protocol::id::{Epoch, NodeId, RunId, StepName, StepPosition};
 use protocol::pipeline::{ProcessLimits, Step};
-use protocol::run::{Cause, RunRecord};
+use protocol::run::{Cause, RunRecord, StopEntry};
 
 /// A fact.
 #[derive(Debug, Clone, PartialEq)]
@@ -111,14 +111,29 @@ pub enum StopWhy {
         /// The reason given by the user.
         reason: Option<String>,
     },
+    /// A newer run has taken its place in the wait list.
+    Replaced {
+        /// That run.
+        by: RunId,
+    },
     /// The worker shuts down.
     Shutdown,
 }
 
 impl StopWhy {
+    /// Returns why the stop that this entry records was requested.
+    #[must_use]
+    pub fn of_entry(entry: StopEntry) -> Self {
+        match entry.replaced_by {
+            Some(by) => Self::Replaced { by },
+            None => Self::User { reason: entry.reason },
+        }
+    }
+
     pub(super) fn cause(&self) -> Cause {
         match self {
             Self::User { .. } => Cause::User,
+            Self::Replaced { .. } => Cause::Replaced,
             Self::Shutdown => Cause::Shutdown,
         }
     }

@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use protocol::event::Event;
 use protocol::id::RunId;
+use protocol::pipeline::Pipeline;
 use protocol::run::{Cause, RunRecord, Status};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::emitter::Dropped;
 use super::job_log;
@@ -16,6 +17,7 @@ use super::ledger::{WriteError, WriteExtra};
 use super::state::Drive;
 use crate::ports::{StoreError, Ticket};
 use crate::rules::run::{EventDraft, Input, StopWhy};
+use crate::worker::places::Places;
 use crate::worker::retry::Retry;
 use crate::worker::shared::Shared;
 use crate::worker::watchdog::Heartbeat;
@@ -83,8 +85,11 @@ impl Drive {
                 | Status::Passed
                 | Status::Failed => WriteExtra::DemandNoStop,
             };
+            self.leave_place().await?;
             match self.ledger.save(&self.heartbeat, &record, also).await {
                 Ok(()) => return Ok(event),
+                // It is read again. Another run of the pipeline has started or ended.
+                Err(WriteError::PlacesChanged) => {}
                 Err(WriteError::StopFound) => {
                     let now = self.shared.ports.host.now();
                     let why = self.recorded_stop();
@@ -96,12 +101,46 @@ impl Drive {
         }
     }
 
+    /// Prepares the wait list without this run, which the write of the ending includes.
+    async fn leave_place(&mut self) -> Result<(), WriteError> {
+        let has_list = |pipeline: &&Pipeline| {
+            pipeline.admission.is_some() && self.shared.options.rescue
+        };
+        let policy = self.pipeline().filter(has_list);
+        let Some(id) = policy.and_then(|pipeline| pipeline.id().ok()) else { return Ok(()) };
+        let host = Arc::clone(&self.shared.ports.host);
+        let store = Arc::clone(&self.shared.ports.store);
+        let run = &self.scope.run;
+        let read = || async {
+            match Places::read(&*store, &id).await {
+                Ok(places) => ControlFlow::Break(Some(places)),
+                Err(cause) if cause.is_invalid_request() => {
+                    error!(run.id = %run, %cause, "run {run} ends without giving back its place");
+                    ControlFlow::Break(None)
+                }
+                Err(cause) => {
+                    warn!(run.id = %run, %cause, "the end of run {run} waits");
+                    ControlFlow::Continue(())
+                }
+            }
+        };
+        let read = Retry::of_store(&*host, &self.heartbeat).until(&self.held.lost, read).await;
+        let mut places = read.ok_or(WriteError::Lost)?;
+        if let Some(places) = &mut places {
+            places.end(run, host.now());
+        }
+        self.ledger.set_places(places);
+        Ok(())
+    }
+
     /// Returns why the run is stopped, after the store has shown its stop key. The key proves that a
     /// user requested it; the watch may know the reason.
     fn recorded_stop(&mut self) -> StopWhy {
         let mut why = StopWhy::User { reason: None };
         while let Ok(input) = self.signals.inputs.try_recv() {
-            if let Input::StopAsked(user @ StopWhy::User { .. }) = input {
+            if let Input::StopAsked(user @ (StopWhy::User { .. } | StopWhy::Replaced { .. })) =
+                input
+            {
                 why = user;
             }
         }

@@ -88,7 +88,10 @@ impl Drive {
                 self.release().await;
                 Some(Lost::with_lease(run))
             }
-            DriveError::Write(cause @ (WriteError::StopFound | WriteError::Refused(_))) => {
+            DriveError::Write(
+                cause
+                @ (WriteError::StopFound | WriteError::PlacesChanged | WriteError::Refused(_)),
+            ) => {
                 error!(run.id = %run, %cause, "the run cannot be recorded; it is let go");
                 self.release().await;
                 let why = format!("it could not be recorded: {cause}");

@@ -17,6 +17,7 @@ use crate::ports::{Claim, Host, LeaseId, Store, StoreError, Txn, TxnReply};
 use crate::rules::callback::{Notification, NotifiedStages, Stage};
 use crate::worker::callbacks::inbox::Inbox;
 use crate::worker::callbacks::value_of;
+use crate::worker::places::Places;
 use crate::worker::records::{RunKey, RunKeys, RunTxn as _, SMALL_RECORD, fitting};
 use crate::worker::retry::Retry;
 use crate::worker::watchdog::Heartbeat;
@@ -33,6 +34,9 @@ pub(super) enum WriteError {
     /// The run was about to end otherwise, but a stop was recorded.
     #[error("a stop was asked for")]
     StopFound,
+    /// Another run of the pipeline has changed the wait list.
+    #[error("the wait list of the pipeline has changed")]
+    PlacesChanged,
     /// The store rejected the write.
     #[error(transparent)]
     Refused(StoreError),
@@ -45,6 +49,8 @@ pub(super) struct Ledger {
     modified: i64,
     lost: CancellationToken,
     outbox: Outbox,
+    /// The wait list without this run, for the write of its ending. `None` if the pipeline has none.
+    places: Option<Places>,
 }
 
 /// Adds callbacks to the outbox in the same write that makes them due.
@@ -91,6 +97,13 @@ pub(super) enum WriteExtra {
     },
 }
 
+impl WriteExtra {
+    /// Whether the record of this write is the ending of its run.
+    fn is_ending(self) -> bool {
+        matches!(self, Self::DemandNoStop | Self::DropStop)
+    }
+}
+
 impl Ledger {
     pub(super) fn new(
         store: Arc<dyn Store>,
@@ -99,7 +112,12 @@ impl Ledger {
         lost: CancellationToken,
         outbox: Outbox,
     ) -> Self {
-        Self { store, claim, modified, lost, outbox }
+        Self { store, claim, modified, lost, outbox, places: None }
+    }
+
+    /// Sets the changes of the wait list that the write of the ending includes.
+    pub(super) fn set_places(&mut self, places: Option<Places>) {
+        self.places = places;
     }
 
     /// Returns the proof of ownership.
@@ -108,7 +126,7 @@ impl Ledger {
     }
 
     /// Returns the transaction that writes a record.
-    fn write(&self, bytes: &[u8], also: WriteExtra) -> Txn {
+    fn write(&self, bytes: &[u8], also: WriteExtra) -> Result<Txn, StoreError> {
         let run = &self.claim.run;
         let txn = Txn::new();
         let txn = match also {
@@ -121,7 +139,11 @@ impl Ledger {
         let txn = txn
             .require_record(run, self.modified)
             .read_keys_otherwise(run, &[RunKey::Record, RunKey::Owner, RunKey::Stop]);
-        match also {
+        let txn = match &self.places {
+            Some(places) if also.is_ending() => places.write(txn)?,
+            Some(_) | None => txn,
+        };
+        Ok(match also {
             WriteExtra::Nothing => txn,
             WriteExtra::DemandNoStop => txn.require_absent(run, RunKey::Stop),
             WriteExtra::DropStop => txn.delete_stop(run),
@@ -129,7 +151,7 @@ impl Ledger {
             WriteExtra::LetGo { seen, record } => {
                 txn.put_seen(run, seen).expire_definition(run, record).close(run)
             }
-        }
+        })
     }
 
     /// Returns whether the record is written, by this attempt or by an earlier one whose reply was lost.
@@ -160,6 +182,10 @@ impl Ledger {
         if !landed && also == WriteExtra::DemandNoStop && keys.stop.is_some() {
             return Err(WriteError::StopFound);
         }
+        let are_outdated = |places: &Places| also.is_ending() && places.are_outdated(reply);
+        if !landed && self.places.as_ref().is_some_and(are_outdated) {
+            return Err(WriteError::PlacesChanged);
+        }
         Ok(landed)
     }
 
@@ -179,7 +205,7 @@ impl Ledger {
         let news = self.outbox.entries(record);
         loop {
             heartbeat.beat();
-            let txn = self.write(&bytes, also);
+            let txn = self.write(&bytes, also).map_err(WriteError::Refused)?;
             let txn =
                 news.iter().fold(txn, |txn, (key, news)| txn.put(key.clone(), value_of(news)));
             let reply = tokio::select! {
