@@ -10,6 +10,7 @@ use protocol::event::{Event, Reason};
 use protocol::id::{RunId, StepName};
 use protocol::names;
 use protocol::run::{Cause, RunRecord, Status, StepRecord, StepStatus};
+use protocol::wait_list::WaitList;
 
 use crate::cluster::{MAX_LOSSES, run_id};
 use crate::engine::Executed;
@@ -163,7 +164,8 @@ pub fn broken(world: &World) -> Vec<String> {
         stops_are_obeyed(&story, &mut say);
         events_have_no_gap(&story, world, &mut say);
     }
-    for prefix in [names::OPEN_AND_OWNERS, names::STOPS, names::NODES] {
+    places_are_kept(world, &journal, &mut |what| wrong.push(what));
+    for prefix in [names::OPEN_AND_OWNERS, names::WAIT_LISTS, names::STOPS, names::NODES] {
         let left = world.store.keys(prefix);
         // A stop after the end, or for a run that never existed, expires with its lease.
         if prefix != names::STOPS && !left.is_empty() && prefix != names::NODES {
@@ -233,6 +235,39 @@ fn one_end(story: &RunHistory<'_>, say: &mut ReportLine<'_>) {
     }
 }
 
+/// I9: a pipeline has never more runs between claim and end than places, and a run gets its place once.
+fn places_are_kept(world: &World, journal: &[StoreChange], say: &mut ReportLine<'_>) {
+    let policy = world.plan.runs.iter().find_map(|run| run.admission.as_ref());
+    let Some(places) = policy.and_then(|policy| policy["concurrency"].as_u64()) else { return };
+    let runs: BTreeMap<String, RunId> =
+        world.plan.runs.iter().map(run_id).map(|run| (names::run_key(&run), run)).collect();
+    let mut active: BTreeSet<&RunId> = BTreeSet::new();
+    let mut before: BTreeSet<RunId> = BTreeSet::new();
+    for change in journal {
+        let Some(value) = &change.value else { continue };
+        if let Some(run) = runs.get(&change.key) {
+            let Ok(record) = serde_json::from_slice::<RunRecord>(value) else { continue };
+            // A run that waits, or that ends without ever having had a place, holds none.
+            let runs_now = !record.status.is_ended() && record.status != Status::Pending;
+            if runs_now {
+                active.insert(run)
+            } else {
+                active.remove(run)
+            };
+            if u64::try_from(active.len()).is_ok_and(|count| count > places) {
+                say(format!("I9: at {} {active:?} run, with {places} places", change.revision));
+            }
+        } else if change.key.starts_with(names::WAIT_LISTS) {
+            let Ok(list) = serde_json::from_slice::<WaitList>(value) else { continue };
+            let again = list.waiting.iter().find(|waiting| before.contains(&waiting.run_id));
+            if let Some(again) = again {
+                say(format!("I9: {} waits after it had a place", again.run_id));
+            }
+            before.extend(list.running);
+        }
+    }
+}
+
 /// I2: epochs strictly increase, and every version was written in the newest epoch.
 fn epochs_grow(story: &RunHistory<'_>, say: &mut ReportLine<'_>) {
     if !story.epochs.is_sorted_by(|a, b| a < b) {
@@ -250,8 +285,9 @@ fn epochs_grow(story: &RunHistory<'_>, say: &mut ReportLine<'_>) {
             ));
         }
     }
-    let attempts: BTreeSet<u32> =
-        story.versions.iter().map(|version| version.record.attempt).collect();
+    // A run that waits has no owner, and attempt 0.
+    let attempts = story.versions.iter().map(|version| version.record.attempt);
+    let attempts: BTreeSet<u32> = attempts.filter(|attempt| *attempt > 0).collect();
     if attempts.len() > story.epochs.len() {
         say(format!("I2: {} owners, and attempts {attempts:?}", story.epochs.len()));
     }

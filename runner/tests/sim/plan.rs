@@ -80,7 +80,12 @@ pub struct RunPlan {
     pub times: u32,
     /// When it is stopped.
     pub stop_at: Option<Duration>,
+    /// The policy of the pipeline that all such runs of a history share.
+    pub admission: Option<Value>,
 }
+
+/// The pipeline of the runs with a policy.
+pub const LIMITED: &str = "limited";
 
 impl RunPlan {
     pub fn new(name: &str, steps: &[&str]) -> Self {
@@ -95,6 +100,7 @@ impl RunPlan {
             at: Duration::ZERO,
             times: 1,
             stop_at: None,
+            admission: None,
         }
     }
 
@@ -167,6 +173,10 @@ impl RunPlan {
         }
         if let Some(on_lost) = self.on_lost {
             pipeline["on-lost"] = on_lost.into();
+        }
+        if let Some(policy) = &self.admission {
+            pipeline["name"] = LIMITED.into();
+            pipeline["admission"] = policy.clone();
         }
         pipeline
     }
@@ -265,16 +275,23 @@ impl Plan {
         let chance = &mut chance;
         let workers = chance.random_range(1..4);
         let engines = if workers > 1 && chance.random_bool(0.3) { 2 } else { 1 };
-        let runs = (0..chance.random_range(1..4)).map(|at| run(chance, at)).collect();
+        let mut runs: Vec<RunPlan> =
+            (0..chance.random_range(1..4)).map(|at| run(chance, at)).collect();
         let blows = (0..chance.random_range(0..4))
             .map(|_| (millis(chance, 40_000), blow(chance, workers, engines)))
             .collect();
+        let (slots, registry) = (chance.random_range(1..3), chance.random_bool(0.3));
+        if let Some(policy) = policy(chance) {
+            for run in &mut runs {
+                run.admission = Some(policy.clone());
+            }
+        }
         Self {
             seed,
             workers,
             engines,
-            slots: chance.random_range(1..3),
-            registry: chance.random_bool(0.3),
+            slots,
+            registry,
             runs,
             chance: *[0.0, 0.003, 0.01, 0.03].get(chance.random_range(0..4)).unwrap_or(&0.0),
             faults: chance.random_range(1..5),
@@ -314,7 +331,29 @@ fn run(chance: &mut StdRng, at: usize) -> RunPlan {
         at: millis(chance, 20_000),
         times: if chance.random_bool(0.2) { 2 } else { 1 },
         stop_at: chance.random_bool(0.25).then(|| millis(chance, 45_000)),
+        admission: None,
     }
+}
+
+/// The policy of a history whose runs belong to one pipeline, if they do.
+fn policy(chance: &mut StdRng) -> Option<Value> {
+    let concurrency = chance.random_range(1..3);
+    let delay = [0, 0, 500, 5_000][chance.random_range(0..4)];
+    let limit = chance.random_range(0..3);
+    let mut policy = json!({ "concurrency": concurrency });
+    if delay > 0 {
+        policy["start-delay"] = format!("{delay}ms").into();
+    }
+    match chance.random_range(0..7) {
+        0 => {}
+        1 => policy["limit"] = limit.max(u32::from(delay > 0)).into(),
+        2 => {
+            policy["limit"] = limit.max(1).into();
+            policy["strategy"] = "replace".into();
+        }
+        _ => return None,
+    }
+    Some(policy)
 }
 
 fn step(chance: &mut StdRng) -> String {
