@@ -10,7 +10,7 @@ use super::args::Ps;
 use super::context::Context;
 use super::exit::{Exit, Failure};
 use super::output::{self, Table, TextStyle, one_line, span};
-use crate::client::RunFilter;
+use crate::client::{KnownRun, PlaceInList, RunFilter};
 
 pub(super) async fn ps(context: &Context, typed: Ps) -> Result<Exit, Failure> {
     let client = context.client()?;
@@ -18,8 +18,7 @@ pub(super) async fn ps(context: &Context, typed: Ps) -> Result<Exit, Failure> {
     let mut runs = context.readable(client.runs(&filter).await?);
     runs.truncate(typed.limit.unwrap_or(usize::MAX));
     if context.style.json {
-        let mut stored: Vec<Value> = runs.into_iter().map(|run| run.stored).collect();
-        stored.iter_mut().for_each(mask_stored_run);
+        let stored: Vec<Value> = runs.into_iter().map(document).collect();
         output::document(&stored)?;
         return Ok(Exit::Ok);
     }
@@ -27,7 +26,7 @@ pub(super) async fn ps(context: &Context, typed: Ps) -> Result<Exit, Failure> {
     let mut table = Table::new(&["RUN", "PIPELINE", "STATUS", "STEP", "AGE", "TIME"]);
     for run in &runs {
         let record = &run.record;
-        let (status, ink) = status(record);
+        let (status, ink) = status(run, now);
         table.row(vec![
             (record.run_id.to_string(), TextStyle::Plain),
             (one_line(&format!("{}/{}", record.group, record.name)), TextStyle::Plain),
@@ -41,7 +40,18 @@ pub(super) async fn ps(context: &Context, typed: Ps) -> Result<Exit, Failure> {
     Ok(Exit::Ok)
 }
 
-fn status(record: &RunRecord) -> (String, TextStyle) {
+/// A run as JSON, with secrets masked.
+fn document(run: KnownRun) -> Value {
+    let KnownRun { mut stored, waits, .. } = run;
+    mask_stored_run(&mut stored);
+    if let (Some(waits), Some(stored)) = (waits, stored.as_object_mut()) {
+        stored.insert("waits".to_owned(), json!(waits));
+    }
+    stored
+}
+
+fn status(run: &KnownRun, now: Millis) -> (String, TextStyle) {
+    let record = &run.record;
     let ink = match record.status {
         Status::Pending | Status::Initializing | Status::Initialized => TextStyle::Dim,
         Status::Running => TextStyle::Cyan,
@@ -49,6 +59,9 @@ fn status(record: &RunRecord) -> (String, TextStyle) {
         Status::Failed => TextStyle::Red,
         Status::Stopped => TextStyle::Yellow,
     };
+    if let Some(waits) = run.waits {
+        return (waiting(waits, now), TextStyle::Yellow);
+    }
     let text = match record.cause.filter(|_| record.status != Status::Passed) {
         // The next owner's claim removes `released`.
         _ if record.released.is_some() && !record.status.is_ended() => {
@@ -58,6 +71,17 @@ fn status(record: &RunRecord) -> (String, TextStyle) {
         None => record.status.to_string(),
     };
     (text, ink)
+}
+
+/// `waiting (2 of 5, not before 10.0s)`
+fn waiting(waits: PlaceInList, now: Millis) -> String {
+    let PlaceInList { position, waiting, due } = waits;
+    match due.filter(|due| *due > now) {
+        Some(due) => {
+            format!("waiting ({position} of {waiting}, not before {})", span(due.0 - now.0))
+        }
+        None => format!("waiting ({position} of {waiting})"),
+    }
 }
 
 /// `2/5`: the number of started steps, and of all steps.
@@ -74,14 +98,14 @@ fn took(record: &RunRecord, now: Millis) -> String {
 pub(super) async fn show(context: &Context, run: &RunId) -> Result<Exit, Failure> {
     let client = context.client()?;
     let mut known = client.run(run).await?;
-    mask_stored_run(&mut known.stored);
     if context.style.json {
-        output::document(&known.stored)?;
+        output::document(&document(known))?;
         return Ok(Exit::Ok);
     }
+    mask_stored_run(&mut known.stored);
     let record = &known.record;
     let now = client.ago(std::time::Duration::ZERO);
-    let (status, ink) = status(record);
+    let (status, ink) = status(&known, now);
     let mut table = Table::default();
     let mut fact = |name: &str, value: String, ink: TextStyle| {
         table.row(vec![(name.to_owned(), TextStyle::Bold), (one_line(&value), ink)]);
@@ -240,7 +264,7 @@ mod tests {
 
     #[test]
     fn a_handed_over_run_waits_for_a_worker() {
-        let record = |status: &str, released: bool| -> RunRecord {
+        let record = |status: &str, released: bool| -> KnownRun {
             let mut record = json!({
                 "group": "g", "name": "n", "run-id": "r-1", "status": status, "attempt": 1,
                 "scheduled-at": "2026-01-01T00:00:00.000Z", "steps": [],
@@ -248,12 +272,20 @@ mod tests {
             if released {
                 record["released"] = json!({ "by": "bob/runner-1", "reason": "its worker ends" });
             }
-            serde_json::from_value(record).unwrap()
+            let record = serde_json::from_value(record).unwrap();
+            KnownRun { record, stored: Value::Null, waits: None }
         };
-        let shown = |record: &RunRecord| status(record).0;
+        let shown = |run: &KnownRun| status(run, Millis(0)).0;
         assert_eq!(shown(&record("running", false)), "running");
         let expected = "running (handed over, waits for a worker)";
         assert_eq!(shown(&record("running", true)), expected);
         assert_eq!(shown(&record("passed", true)), "passed");
+    }
+
+    #[test]
+    fn a_waiting_run_shows_its_place_and_the_time_before_which_it_does_not_start() {
+        let waits = PlaceInList { position: 2, waiting: 5, due: Some(Millis(90_000)) };
+        assert_eq!(waiting(waits, Millis(80_000)), "waiting (2 of 5, not before 10.0s)");
+        assert_eq!(waiting(waits, Millis(90_000)), "waiting (2 of 5)");
     }
 }

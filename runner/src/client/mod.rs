@@ -32,7 +32,7 @@ use crate::ports::{Events, EventsError, Queue, QueueError, Store, StoreError};
 pub use commands::{StartOf, StartRequest};
 pub use definitions::{Applied, Registry};
 pub use reader::{Ending, LogItem, Missing, Reader, Text};
-pub use state::{KnownRun, RunFilter};
+pub use state::{KnownRun, PlaceInList, RunFilter};
 pub use tail::{BeforeStart, EventTail, LogTail, Outcome, PastRetention};
 pub use unavailable::{ServiceFault, Unavailable};
 

@@ -6,6 +6,9 @@ use protocol::definition;
 use protocol::id::{NodeId, PipelineId, RunId, StepName};
 use protocol::names;
 use protocol::run::{NodeEntry, RunRecord, Status};
+use protocol::time::Millis;
+use protocol::wait_list::WaitList;
+use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::{Client, Error, Listed, decoded};
@@ -41,6 +44,29 @@ pub struct KnownRun {
     pub record: RunRecord,
     /// The record and its definition as JSON, including fields that this version does not know.
     pub stored: Value,
+    /// Its place on the wait list, while it waits.
+    pub waits: Option<PlaceInList>,
+}
+
+/// Where a run stands on the wait list of its pipeline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PlaceInList {
+    /// Counted from 1.
+    pub position: usize,
+    /// The number of waiting runs.
+    pub waiting: usize,
+    /// The run starts no earlier, in milliseconds since the Unix epoch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub due: Option<Millis>,
+}
+
+impl PlaceInList {
+    fn of(run: &RunId, list: &WaitList) -> Option<Self> {
+        let before = list.position(run)?;
+        let due = list.waiting.get(before)?.due;
+        Some(Self { position: before + 1, waiting: list.waiting.len(), due })
+    }
 }
 
 impl KnownRun {
@@ -57,7 +83,16 @@ impl KnownRun {
                 stored.entry(key).or_insert(part);
             }
         }
-        Ok(Self { record: read.record, stored })
+        Ok(Self { record: read.record, stored, waits: None })
+    }
+
+    /// Whether the run can be on a wait list. Its first owner makes it the first attempt.
+    fn may_wait(&self) -> bool {
+        self.record.attempt == 0 && !self.record.status.is_ended()
+    }
+
+    fn pipeline(&self) -> Option<PipelineId> {
+        PipelineId::new(&self.record.group, &self.record.name).ok()
     }
 
     /// Checks that the run's definition has the step.
@@ -81,7 +116,15 @@ impl Client {
     /// [`Error::UnknownRun`] if it has no record.
     pub async fn run(&self, run: &RunId) -> Result<KnownRun, Error> {
         let store = self.services.store().await?;
-        find_run(store.as_ref(), run).await?.ok_or_else(|| Error::UnknownRun(run.clone()))
+        let found = find_run(store.as_ref(), run).await?;
+        let mut found = found.ok_or_else(|| Error::UnknownRun(run.clone()))?;
+        if found.may_wait()
+            && let Some(pipeline) = found.pipeline()
+        {
+            let list = store.get(&names::wait_key(&pipeline)).await?;
+            found.waits = list.and_then(|list| PlaceInList::of(run, &wait_list(&list).ok()?));
+        }
+        Ok(found)
     }
 
     /// The runs, newest first.
@@ -99,11 +142,31 @@ impl Client {
         let runs = found.iter().map(|(record, of)| KnownRun::of(record, of.as_ref()));
         let mut runs: Listed<KnownRun> = runs.collect();
         runs.readable.retain(|run| filter.matches(&run.record));
+        if runs.readable.iter().any(KnownRun::may_wait) {
+            let lists = self.wait_lists().await?.readable;
+            for run in runs.readable.iter_mut().filter(|run| run.may_wait()) {
+                let of_run = |(id, _): &&(PipelineId, WaitList)| {
+                    id.group() == run.record.group && id.name() == run.record.name
+                };
+                let list = lists.iter().find(of_run);
+                run.waits = list.and_then(|(_, list)| PlaceInList::of(&run.record.run_id, list));
+            }
+        }
         runs.readable.sort_by(|one, other| {
             let age = |run: &KnownRun| (run.record.scheduled_at, run.record.run_id.clone());
             age(other).cmp(&age(one))
         });
         Ok(runs)
+    }
+
+    /// The wait lists and their pipelines.
+    ///
+    /// # Errors
+    /// [`Error::Store`]
+    pub async fn wait_lists(&self) -> Result<Listed<(PipelineId, WaitList)>, Error> {
+        let store = self.services.store().await?;
+        let lists = store.list(names::WAIT_LISTS).await?.entries;
+        Ok(lists.iter().map(|entry| Ok((pipeline_of_list(entry)?, wait_list(entry)?))).collect())
     }
 
     /// The nodes of the cluster, the oldest first.
@@ -136,6 +199,17 @@ impl Client {
             Err(cause) => Err(cause.into()),
         }
     }
+}
+
+fn pipeline_of_list(entry: &Entry) -> Result<PipelineId, Error> {
+    let name = entry.key.strip_prefix(names::WAIT_LISTS).and_then(|name| name.split_once(':'));
+    let (group, name) = name.unwrap_or_default();
+    PipelineId::new(group, name)
+        .map_err(|cause| Error::Unreadable { key: entry.key.clone(), cause: cause.to_string() })
+}
+
+fn wait_list(entry: &Entry) -> Result<WaitList, Error> {
+    decoded(&entry.key, &entry.value)
 }
 
 /// The record of a run. `None` if there is none.

@@ -1,5 +1,7 @@
 //! The commands over embedded services: the same ports without a broker and etcd.
 
+mod waiting;
+
 use std::time::Duration;
 
 use protocol::event::{Event, LogStream, Reason};
