@@ -98,4 +98,6 @@ pub(crate) struct HistoryFacts {
     pub(crate) max_losses: u32,
     /// Workers were only drained, so no run may be affected.
     pub(crate) is_gentle: bool,
+    /// The number of places of the pipeline that all runs belong to. `None` if they are independent.
+    pub(crate) places: Option<usize>,
 }

@@ -122,6 +122,11 @@ impl SeenChanges {
         self.changes.push(change);
     }
 
+    /// Whether a run has a record.
+    pub(crate) fn is_accepted(&self, run: &protocol::id::RunId) -> bool {
+        self.live.contains_key(&names::run_key(run))
+    }
+
     /// The number of ended runs.
     pub(crate) fn ended(&self) -> usize {
         self.ended.len()

@@ -50,7 +50,9 @@ pub(crate) async fn settle(
     leave(cluster, log).await?;
     let left = recorder.look(|seen| {
         let stops = seen.keys(names::STOPS);
-        seen.keys(names::OPEN_AND_OWNERS).into_iter().chain(stops).collect::<Vec<_>>()
+        let lists = seen.keys(names::WAIT_LISTS);
+        let open = seen.keys(names::OPEN_AND_OWNERS).into_iter();
+        open.chain(stops).chain(lists).collect::<Vec<_>>()
     });
     facts.left.extend(left.into_iter().map(|key| format!("etcd still has {key}")));
     facts.changes = recorder.changes().await?;

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::ensure;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
 use rand::{Rng as _, SeedableRng as _};
@@ -14,12 +15,15 @@ use tokio_util::sync::CancellationToken;
 
 use crate::broker::Publisher;
 use crate::facts::{Outcome, Plan};
-use crate::history::Recorder;
+use crate::history::{Recorder, SeenChanges};
 
 /// Prints an identifier of the engine: the directory of its layers, as the kernel shows it in the
 /// step.
 const ENGINE: &str =
     "sed -n 's|.*,upperdir=\\([^,]*\\)/overlay/.*|\\1|p' /proc/self/mountinfo | md5sum | cut -c1-8";
+
+/// How long it can take until a start is accepted, through any fault.
+const ACCEPTED_WITHIN: Duration = Duration::from_secs(180);
 
 /// The work of a step after it has reported its start.
 #[derive(Debug, Clone, Copy)]
@@ -57,12 +61,15 @@ pub(crate) struct Size {
     pub(crate) open: usize,
     /// Whether every run must pass.
     pub(crate) is_gentle: bool,
+    /// The number of places, if all runs belong to one pipeline with a wait list.
+    pub(crate) places: Option<usize>,
 }
 
 /// Draws runs.
 pub(crate) struct RunDraw {
     random: StdRng,
     is_gentle: bool,
+    places: Option<usize>,
     tag: String,
     image: String,
     /// The URL for reports of steps.
@@ -74,6 +81,7 @@ impl RunDraw {
         Self {
             random: StdRng::seed_from_u64(size.seed),
             is_gentle: size.is_gentle,
+            places: size.places,
             tag: uuid::Uuid::now_v7().simple().to_string(),
             image: image.to_owned(),
             url,
@@ -84,7 +92,9 @@ impl RunDraw {
     pub(crate) fn order(&mut self, number: usize) -> anyhow::Result<Order> {
         let name = format!("{}-{number}", self.tag);
         let run: protocol::id::RunId = format!("r-{name}").parse()?;
-        let count = self.random.random_range(2..=5);
+        // Runs that share a place take turns.
+        let most = if self.places.is_some() { 2 } else { 5 };
+        let count = self.random.random_range(2..=most);
         let fails = !self.is_gentle && self.random.random_bool(0.12);
         let steps: Vec<Value> = (0..count)
             .map(|step| {
@@ -94,10 +104,14 @@ impl RunDraw {
             .collect();
         let is_stopped = !self.is_gentle && self.random.random_bool(0.12);
         let stop_after = is_stopped.then(|| self.millis(0, 9000));
-        let pipeline = json!({
+        let mut pipeline = json!({
             "group": "chaos", "name": name, "image": self.image, "network": "host",
             "pull": "never", "steps": steps,
         });
+        if let Some(places) = self.places {
+            pipeline["name"] = json!(self.tag);
+            pipeline["admission"] = json!({ "concurrency": places });
+        }
         let outcome = if fails { Outcome::Failed } else { Outcome::Passed };
         Ok(Order {
             body: json!({ "run-id": run, "pipeline": pipeline }),
@@ -159,6 +173,7 @@ impl RunDraw {
     }
 
     fn sleep(&mut self, most: u64) -> String {
+        let most = if self.places.is_some() { most / 8 } else { most };
         format!("{:.3}", self.millis(10, most).as_secs_f64())
     }
 }
@@ -198,7 +213,17 @@ pub(crate) async fn publish(
         for _ in 0..order.times {
             publisher.publish("bob.jobs", protocol::command::START, &order.body).await?;
         }
+        let run = order.plan.run.clone();
         plans.push(order.plan);
+        if size.places.is_some() {
+            // The order of two starts that are in the queue at the same time is not defined.
+            let is_accepted = |seen: &SeenChanges| seen.is_accepted(&run);
+            ensure!(
+                recorder.until(ACCEPTED_WITHIN, is_accepted).await,
+                "run {run} was not accepted within {} s",
+                ACCEPTED_WITHIN.as_secs()
+            );
+        }
     }
     while let Some(stopped) = stops.join_next().await {
         stopped??;

@@ -34,8 +34,8 @@ use crate::load::{RunDraw, Size};
 use crate::nemesis::{Log, Nemesis};
 
 const HELP: &str = "\
-chaos [--seed N] [--runs N] [--minutes N] [--nemeses KINDS] [--rolling] [--engines N]
-      [--worker PROGRAM]
+chaos [--seed N] [--runs N] [--minutes N] [--nemeses KINDS] [--rolling] [--admission]
+      [--engines N] [--worker PROGRAM]
 
   --seed N        what the runs and the faults are drawn from (1)
   --runs N        how many runs (500; as many as go with --rolling)
@@ -43,6 +43,7 @@ chaos [--seed N] [--runs N] [--minutes N] [--nemeses KINDS] [--rolling] [--engin
   --nemeses KINDS all, none, or of kill, pause, drain, cut, refuse, silence, slow (a worker or its
                   connections), broker, member, leader, podman (a service), with commas (all)
   --rolling       no faults: every 20 s one of the three workers is asked to leave and replaced
+  --admission     all runs belong to one pipeline with `concurrency: 1`
   --engines N     1, or 2: the second worker has an engine of its own, and steps are kept in a
                   registry (1)
   --worker FILE   the program (bob-runner beside this one)
@@ -59,6 +60,8 @@ struct Plan {
     minutes: u64,
     kinds: Vec<&'static str>,
     rolling: bool,
+    /// The number of places that the runs share.
+    places: Option<usize>,
     engines: usize,
     program: PathBuf,
 }
@@ -67,6 +70,7 @@ impl Plan {
     fn of_arguments(mut words: impl Iterator<Item = String>) -> anyhow::Result<Option<Self>> {
         let (mut seed, mut runs, mut minutes, mut rolling) = (1, None, None, false);
         let (mut kinds, mut program, mut engines) = ("all".to_owned(), None, 1);
+        let mut places = None;
         while let Some(word) = words.next() {
             let mut value = || words.next().with_context(|| format!("{word} needs a value"));
             match word.as_str() {
@@ -76,6 +80,7 @@ impl Plan {
                 "--nemeses" => kinds = value()?,
                 "--worker" => program = Some(PathBuf::from(value()?)),
                 "--rolling" => rolling = true,
+                "--admission" => places = Some(1),
                 "--engines" => engines = value()?.parse()?,
                 "--help" | "-h" => return Ok(None),
                 _ => bail!("unknown argument {word}\n{HELP}"),
@@ -92,6 +97,7 @@ impl Plan {
             minutes: minutes.unwrap_or(if rolling { 10 } else { 30 }),
             kinds: kinds_of(&kinds)?,
             rolling,
+            places,
             engines,
             program,
         }))
@@ -172,6 +178,7 @@ async fn play(plan: &Plan, cluster: &Arc<Cluster>) -> anyhow::Result<HistoryFact
         until: Instant::now() + Duration::from_secs(60 * plan.minutes),
         open: WORKERS * SLOTS + SLOTS,
         is_gentle: plan.rolling,
+        places: plan.places,
     };
     let mut draw = RunDraw::new(&size, cluster.image(), journal.url());
     let publisher = Arc::new(Publisher::new(address.clone()));
@@ -206,6 +213,7 @@ async fn play(plan: &Plan, cluster: &Arc<Cluster>) -> anyhow::Result<HistoryFact
         plans: plans?,
         max_losses: MAX_LOSSES,
         is_gentle: plan.rolling,
+        places: plan.places,
         ..HistoryFacts::default()
     };
     say(&format!("{} runs were started, and all faults are healed", facts.plans.len()));

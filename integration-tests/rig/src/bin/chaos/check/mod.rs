@@ -2,6 +2,7 @@
 //! as in `docs/chaos.md`. They hold under every fault.
 
 mod events;
+mod places;
 mod steps;
 #[cfg(test)]
 mod tests;
@@ -154,6 +155,12 @@ pub(crate) fn broken(facts: &HistoryFacts) -> Vec<String> {
             suffers_nothing(&story, &mut say);
         }
     }
+    if let Some(places) = facts.places {
+        let mut say = |what: String| wrong.push(what);
+        places::are_given_once(facts, places, &mut say);
+        places::are_enough(facts, places, &mut say);
+        places::go_to_the_first(&stories(facts), &mut say);
+    }
     wrong.extend(facts.left.iter().map(|left| format!("I4: {left}")));
     wrong.extend(facts.mishaps.iter().map(|mishap| format!("W: {mishap}")));
     wrong
@@ -238,8 +245,9 @@ fn epochs_grow(story: &RunHistory<'_>, say: &mut ReportLine<'_>) {
             }
         }
     }
-    let attempts: BTreeSet<u32> =
-        story.versions.iter().map(|version| version.record.attempt).collect();
+    // A run that waits has no owner, and attempt 0.
+    let attempts = story.versions.iter().map(|version| version.record.attempt);
+    let attempts: BTreeSet<u32> = attempts.filter(|attempt| *attempt > 0).collect();
     if attempts.len() > epochs.len().max(1) {
         say(format!("I2: {} owners, and attempts {attempts:?}", epochs.len()));
     }
