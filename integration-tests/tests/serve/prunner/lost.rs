@@ -20,6 +20,8 @@ fn in_the_middle(place: &TestEnv, name: &str, on_lost: Option<&str>) -> Value {
         middle("left"),
         middle("right")
     ));
+    // Runs of one pipeline would wait for each other.
+    pipeline["name"] = name.into();
     if let Some(said) = on_lost {
         pipeline["on-lost"] = said.into();
     }
