@@ -32,6 +32,7 @@ fn offer_all(list: &mut WaitList, policy: &Admission, runs: &[(&str, &str)]) -> 
     replaced
 }
 
+// Rows: D7
 #[test]
 fn waiting_runs_start_in_the_order_of_their_arrival() {
     let (mut list, policy) = (WaitList::default(), policy(r#"{"concurrency": 1}"#));
@@ -43,6 +44,7 @@ fn waiting_runs_start_in_the_order_of_their_arrival() {
     assert_eq!(waiting(&list), ["c"]);
 }
 
+// Rows: D8
 #[test]
 fn a_limit_of_zero_refuses_a_run_only_while_all_places_are_taken() {
     let mut list = WaitList::default();
@@ -54,6 +56,7 @@ fn a_limit_of_zero_refuses_a_run_only_while_all_places_are_taken() {
     assert_eq!(offer(&mut list, &policy, &id("c"), "", NOW), Ok(Admitted::Starts));
 }
 
+// Rows: D8
 #[test]
 fn a_full_list_refuses_a_run_but_a_free_place_does_not() {
     let mut list = WaitList::default();
@@ -64,6 +67,7 @@ fn a_full_list_refuses_a_run_but_a_free_place_does_not() {
     assert_eq!(waiting(&list), ["b"]);
 }
 
+// Rows: D9
 #[test]
 fn a_full_list_with_replace_gives_up_its_last_run() {
     let mut list = WaitList::default();
@@ -73,7 +77,7 @@ fn a_full_list_with_replace_gives_up_its_last_run() {
     assert_eq!(waiting(&list), ["b", "d"]);
 }
 
-/// Row D10.
+// Rows: D10
 #[test]
 fn a_full_partition_gives_up_its_own_last_run() {
     let mut list = WaitList::default();
@@ -85,6 +89,7 @@ fn a_full_partition_gives_up_its_own_last_run() {
     assert_eq!(waiting(&list), ["a", "b", "e", "f"]);
 }
 
+// Rows: D11
 #[test]
 fn a_delayed_run_waits_even_if_a_place_is_free_and_does_not_block_later_runs() {
     let mut list = WaitList::default();
@@ -100,6 +105,7 @@ fn a_delayed_run_waits_even_if_a_place_is_free_and_does_not_block_later_runs() {
     assert_eq!(names(&promote(&mut list, Millis(NOW.0 + 10_000))), ["a"]);
 }
 
+// Rows: D11
 #[test]
 fn a_delay_with_replace_and_one_place_is_a_debounce() {
     let mut list = WaitList::default();
@@ -121,6 +127,7 @@ fn a_new_run_does_not_overtake_a_run_that_is_due() {
     assert_eq!(names(&promote(&mut list, NOW)), ["b"], "the newest definition has two places");
 }
 
+// Rows: D12
 #[test]
 fn a_run_that_is_stopped_while_it_waits_leaves_the_list_at_once() {
     let mut list = WaitList::default();
