@@ -116,8 +116,8 @@ pub(super) async fn show(context: &Context, run: &RunId) -> Result<Exit, Failure
     if let Some(message) = &record.message {
         fact("message", message.clone(), TextStyle::Plain);
     }
-    if let Some(pipeline) = &record.pipeline {
-        fact("image", pipeline.image.clone().unwrap_or_default(), TextStyle::Plain);
+    if let Some(image) = record.pipeline.as_ref().and_then(|pipeline| pipeline.image.clone()) {
+        fact("image", image, TextStyle::Plain);
     }
     if let Some(node) = &record.node {
         fact("node", node.to_string(), TextStyle::Plain);
@@ -128,7 +128,10 @@ pub(super) async fn show(context: &Context, run: &RunId) -> Result<Exit, Failure
     if let Some(logger) = &record.logger {
         fact("logger", logger.to_string(), TextStyle::Plain);
     }
-    fact("attempt", record.attempt.to_string(), TextStyle::Plain);
+    // A run that waits for a place has had no owner.
+    if record.attempt > 0 {
+        fact("attempt", record.attempt.to_string(), TextStyle::Plain);
+    }
     fact("scheduled", record.scheduled_at.to_string(), TextStyle::Plain);
     for (name, at) in [
         ("initiated", record.initiated_at),
@@ -141,19 +144,26 @@ pub(super) async fn show(context: &Context, run: &RunId) -> Result<Exit, Failure
         }
     }
     fact("time", took(record, now), TextStyle::Plain);
-    // The stored values, with secrets masked.
-    for (key, word) in [("vars", "var"), ("params", "param")] {
-        for (name, value) in known.stored.get(key).and_then(Value::as_object).into_iter().flatten()
-        {
-            let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-            fact(word, format!("{name}={value}"), TextStyle::Plain);
-        }
+    for (word, value) in values(&known.stored) {
+        fact(word, value, TextStyle::Plain);
     }
     let steps = steps_of(record, now);
     let text =
         format!("{}\n{}", table.render(context.style.colour), steps.render(context.style.colour));
     output::data(text.as_bytes())?;
     Ok(Exit::Ok)
+}
+
+/// The variables and parameters of a stored run whose secrets are masked.
+fn values(stored: &Value) -> Vec<(&'static str, String)> {
+    let mut values = Vec::new();
+    for (key, word) in [("vars", "var"), ("params", "param")] {
+        for (name, value) in stored.get(key).and_then(Value::as_object).into_iter().flatten() {
+            let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            values.push((word, format!("{name}={value}")));
+        }
+    }
+    values
 }
 
 /// The started steps, followed by those of the definition that were not started.
