@@ -24,13 +24,13 @@ use anyhow::Context as _;
 use protocol::id::NodeId;
 use tracing::warn;
 
+pub use cluster_client::connect_client;
 pub use executors::{SUPERVISE, supervise};
 pub use here::{
     Ended, HereRun, Jobs, KeptParent, KeptRun, Rejected, Start, job_id, kept_run, run_here,
 };
 pub use render::{RENDER, RenderProcess, render};
 pub use serve::serve;
-pub use cluster_client::connect_client;
 
 pub use crate::ports::Position;
 pub use crate::worker::Shutdown;

@@ -100,7 +100,8 @@ impl From<crate::client::Error> for Failure {
 
 impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
-        let service = error.chain().find_map(|cause| cause.downcast_ref::<crate::client::Unavailable>());
+        let service =
+            error.chain().find_map(|cause| cause.downcast_ref::<crate::client::Unavailable>());
         if service.is_some_and(|service| !service.needs_a_change()) {
             return Self::unavailable(&format!("{error:#}"));
         }

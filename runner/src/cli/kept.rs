@@ -8,8 +8,8 @@ use super::exit::{Exit, Failure};
 use super::output;
 use super::typed::{Diff, OpenShell};
 use crate::app;
-use crate::client::KnownRun;
 use crate::app::kept::{self, Change};
+use crate::client::KnownRun;
 use crate::config::Config;
 
 pub(super) async fn diff(context: &Context, typed: &Diff) -> Result<Exit, Failure> {

@@ -15,8 +15,8 @@ use super::run_view::RunView;
 use super::session::Session;
 use super::signals::Signals;
 use super::typed::Run;
-use crate::client::Client;
 use crate::app::{self, KeptParent};
+use crate::client::Client;
 use crate::config::Config;
 use crate::config::env_files::{self, StepEnv};
 

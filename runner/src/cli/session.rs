@@ -13,8 +13,8 @@ use super::exit::{Exit, Failure};
 use super::job;
 use super::run_view::RunView;
 use super::signals::Signals;
-use crate::client::Reader;
 use crate::app::{Ended, HereRun};
+use crate::client::Reader;
 
 /// Interval between redraws of the elapsed times.
 const FRAME: Duration = Duration::from_millis(250);

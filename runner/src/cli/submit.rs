@@ -11,8 +11,8 @@ use super::exit::{Exit, Failure};
 use super::run::{self, Order};
 use super::typed::{Rerun, Stop, Submit};
 use super::{files, folder, job, logs, output};
-use crate::client::{Client, StartOf, StartRequest};
 use crate::app::{self, KeptRun};
+use crate::client::{Client, StartOf, StartRequest};
 use crate::config::Config;
 
 pub(super) async fn submit(context: &Context, typed: Submit) -> Result<Exit, Failure> {

@@ -9,9 +9,9 @@ use protocol::id::{NodeId, RunId};
 use protocol::names;
 use protocol::run::Parent;
 
-use crate::client::{Client, Services};
 use crate::app::runs::{self, RunDir};
 use crate::app::{Unavailable, new_node, this_host};
+use crate::client::{Client, Services};
 use crate::config::Config;
 use crate::embedded::{self, Embedded};
 use crate::ports::{Events, Queue, Store, Txn};

@@ -103,9 +103,8 @@ impl Drive {
 
     /// Prepares the wait list without this run, which the write of the ending includes.
     async fn leave_place(&mut self) -> Result<(), WriteError> {
-        let has_list = |pipeline: &&Pipeline| {
-            pipeline.admission.is_some() && self.shared.options.rescue
-        };
+        let has_list =
+            |pipeline: &&Pipeline| pipeline.admission.is_some() && self.shared.options.rescue;
         let policy = self.pipeline().filter(has_list);
         let Some(id) = policy.and_then(|pipeline| pipeline.id().ok()) else { return Ok(()) };
         let host = Arc::clone(&self.shared.ports.host);
