@@ -82,7 +82,9 @@ async fn follow(shared: &Shared, heartbeat: &Heartbeat) -> Result<(), StoreError
                 for key in keys {
                     heartbeat.beat();
                     due.remove(&key);
-                    promote(shared, &key).await?;
+                    if let Some(entry) = promote(shared, &key).await? {
+                        note(shared, &mut due, &entry);
+                    }
                 }
             }
         }
@@ -98,7 +100,9 @@ fn note(shared: &Shared, due: &mut BTreeMap<String, Instant>, entry: &Entry) {
     match next {
         Some(Millis(at)) => {
             let Millis(now) = shared.ports.host.now();
-            let wait = Duration::from_millis(u64::try_from(at - now).unwrap_or(0));
+            let wait = u64::try_from(at.saturating_sub(now)).unwrap_or(0);
+            // The next scan finds everything that is due later.
+            let wait = Duration::from_millis(wait).min(SCAN_EVERY);
             let wait = wait + shared.ports.host.jitter(SPREAD);
             due.insert(entry.key.clone(), Instant::now() + wait);
         }
@@ -107,17 +111,18 @@ fn note(shared: &Shared, due: &mut BTreeMap<String, Instant>, entry: &Entry) {
 }
 
 /// Promotes the runs of a list that are due. If the list has changed meanwhile, the watch shows it.
-async fn promote(shared: &Shared, key: &str) -> Result<(), StoreError> {
+/// Returns the list if no run of it is due yet: the wall clock can have been set back.
+async fn promote(shared: &Shared, key: &str) -> Result<Option<Entry>, StoreError> {
     let store = &shared.ports.store;
-    let Some(entry) = store.get(key).await? else { return Ok(()) };
+    let Some(entry) = store.get(key).await? else { return Ok(None) };
     let mut places = Places::of(&entry)?;
     if !places.promote(shared.ports.host.now()) {
-        return Ok(());
+        return Ok(Some(entry));
     }
     if store.txn(places.write(Txn::new())?).await?.committed {
         for run in places.promoted() {
             info!(run.id = %run, "run {run} has got a place");
         }
     }
-    Ok(())
+    Ok(None)
 }

@@ -259,6 +259,9 @@ fn places_are_kept(world: &World, journal: &[StoreChange], say: &mut ReportLine<
             }
         } else if change.key.starts_with(names::WAIT_LISTS) {
             let Ok(list) = serde_json::from_slice::<WaitList>(value) else { continue };
+            if u64::try_from(list.running.len()).is_ok_and(|count| count > places) {
+                say(format!("I9: at {} {:?} have {places} places", change.revision, list.running));
+            }
             let again = list.waiting.iter().find(|waiting| before.contains(&waiting.run_id));
             if let Some(again) = again {
                 say(format!("I9: {} waits after it had a place", again.run_id));
