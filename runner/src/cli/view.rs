@@ -180,7 +180,7 @@ pub(super) fn event_line(event: &Event, stopping: bool) -> Option<(String, TextS
         | Reason::Log { .. }
         | Reason::StepCompleted { repeated: true, .. } => return None,
         Reason::PipelineRunScheduled { waiting: true } => {
-            ("the run waits for its turn".to_owned(), TextStyle::Plain)
+            ("the run waits for a place of its pipeline".to_owned(), TextStyle::Plain)
         }
         Reason::ImagePull { image } => (format!("image {image}"), TextStyle::Dim),
         Reason::ResourceFetch { resource } => {

@@ -48,7 +48,7 @@ pub struct KnownRun {
     pub waits: Option<PlaceInList>,
 }
 
-/// Where a run stands on the wait list of its pipeline.
+/// The position of a run on the wait list of its pipeline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct PlaceInList {

@@ -75,7 +75,7 @@ pub(super) async fn admit(
     let partition = start.partition.as_deref().unwrap_or_default();
     Ok(match places.offer(policy, run, partition, now) {
         Ok(Admitted::Starts) => Admission { verdict, places: Some(places), waits: None },
-        // The run before it had no place either, and has got one by this start.
+        // Its definition has more places than the last one, so it has been promoted at once.
         Ok(Admitted::Waits { .. }) if places.promoted().contains(run) => {
             Admission { verdict, places: Some(places.without_promotion(run)), waits: None }
         }

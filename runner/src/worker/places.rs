@@ -7,10 +7,11 @@ use protocol::id::{PipelineId, RunId};
 use protocol::names;
 use protocol::pipeline::Admission;
 use protocol::run::Open;
+use protocol::time::Millis;
 use protocol::wait_list::WaitList;
 
-use super::records::{RunTxn as _, json};
-use crate::ports::{Entry, Expect, Store, StoreError, Txn};
+use super::records::{RunTxn as _, entry, json};
+use crate::ports::{Entry, Expect, Store, StoreError, Txn, TxnReply};
 use crate::rules::admission::{self, Admitted, Refusal};
 
 /// A wait list as it was read, with the changes that are not written yet.
@@ -61,7 +62,7 @@ impl Places {
         policy: &Admission,
         run: &RunId,
         partition: &str,
-        now: protocol::time::Millis,
+        now: Millis,
     ) -> Result<Admitted, Refusal> {
         self.promote(now);
         let admitted = admission::offer(&mut self.list, policy, run, partition, now)?;
@@ -77,20 +78,20 @@ impl Places {
     }
 
     /// Removes a run that ends, and gives its place to the next one.
-    pub(super) fn end(&mut self, run: &RunId, now: protocol::time::Millis) {
+    pub(super) fn end(&mut self, run: &RunId, now: Millis) {
         admission::remove(&mut self.list, run);
         self.promote(now);
     }
 
     /// Gives free places to the runs that are due. Returns true if that changed the list.
-    pub(super) fn promote(&mut self, now: protocol::time::Millis) -> bool {
+    pub(super) fn promote(&mut self, now: Millis) -> bool {
         let promoted = admission::promote(&mut self.list, now);
         let has_changed = !promoted.is_empty();
         self.promoted.extend(promoted);
         has_changed
     }
 
-    /// Adds the changes to a transaction, on the condition that nobody else has changed the list.
+    /// Adds the changes to a transaction, which then fails if the list has changed since it was read.
     /// A promoted run is open from now on, so that any worker claims it.
     pub(super) fn write(&self, txn: Txn) -> Result<Txn, StoreError> {
         let unchanged = self.modified.map_or(Expect::Absent, Expect::ModifiedAt);
@@ -106,9 +107,10 @@ impl Places {
         Ok(txn)
     }
 
-    /// Returns true if the reply to a failed transaction shows that somebody else has changed the list.
-    pub(super) fn are_outdated(&self, reply: &crate::ports::TxnReply) -> bool {
-        let now = super::records::entry(reply, &self.key).map(|entry| entry.mod_revision);
+    /// Returns true if the reply to a failed transaction shows that the list has changed since it was
+    /// read.
+    pub(super) fn are_outdated(&self, reply: &TxnReply) -> bool {
+        let now = entry(reply, &self.key).map(|entry| entry.mod_revision);
         now != self.modified
     }
 }

@@ -26,13 +26,19 @@ pub enum Admitted {
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum Refusal {
     /// All places are taken, and the pipeline has no wait list.
-    #[error("{running} runs of the pipeline are in progress, and its `limit` of 0 lets none wait")]
+    #[error(
+        "all places of the pipeline are taken (runs in progress: {running}), and `admission.limit` 0 \
+         lets no run wait: start it again when a run has ended"
+    )]
     MayNotWait {
         /// Number of runs that hold a place.
         running: usize,
     },
     /// The wait list is full.
-    #[error("{waiting} runs of the pipeline wait already, which is the limit")]
+    #[error(
+        "the wait list of the pipeline is full (waiting runs: {waiting}): start it again later, or \
+         raise the limit in `admission`"
+    )]
     Full {
         /// Number of waiting runs.
         waiting: usize,

@@ -114,7 +114,8 @@ impl Drive {
             match Places::read(&*store, &id).await {
                 Ok(places) => ControlFlow::Break(Some(places)),
                 Err(cause) if cause.is_invalid_request() => {
-                    error!(run.id = %run, %cause, "run {run} ends without giving back its place");
+                    error!(run.id = %run, %cause, "run {run} ends and keeps its place: delete the key of the wait list when no run of the \
+                         pipeline is in progress");
                     ControlFlow::Break(None)
                 }
                 Err(cause) => {

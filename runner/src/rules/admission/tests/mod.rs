@@ -2,7 +2,7 @@ use super::*;
 
 const NOW: Millis = Millis(1_000_000);
 
-/// A policy as it stands in a definition.
+/// Parses a policy, written as in a definition.
 fn policy(text: &str) -> Admission {
     serde_json::from_str(text).unwrap()
 }

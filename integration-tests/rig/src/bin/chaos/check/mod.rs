@@ -158,8 +158,8 @@ pub(crate) fn broken(facts: &HistoryFacts) -> Vec<String> {
     if let Some(places) = facts.places {
         let mut say = |what: String| wrong.push(what);
         places::are_given_once(facts, places, &mut say);
-        places::are_enough(facts, places, &mut say);
-        places::go_to_the_first(&stories(facts), &mut say);
+        places::are_not_exceeded(facts, places, &mut say);
+        places::are_given_in_order(&stories(facts), &mut say);
     }
     wrong.extend(facts.left.iter().map(|left| format!("I4: {left}")));
     wrong.extend(facts.mishaps.iter().map(|mishap| format!("W: {mishap}")));

@@ -54,7 +54,7 @@ pub(super) fn are_given_once(facts: &HistoryFacts, places: usize, say: &mut Repo
 }
 
 /// No more runs than places ever execute a step at the same time, on whichever worker.
-pub(super) fn are_enough(facts: &HistoryFacts, places: usize, say: &mut ReportLine<'_>) {
+pub(super) fn are_not_exceeded(facts: &HistoryFacts, places: usize, say: &mut ReportLine<'_>) {
     let mut bounds: Vec<(u64, bool, &Execution)> = Vec::new();
     for execution in &facts.executions {
         bounds.push((execution.began, true, execution));
@@ -78,7 +78,7 @@ pub(super) fn are_enough(facts: &HistoryFacts, places: usize, say: &mut ReportLi
 
 /// Runs begin in the order in which they were started. Each start was published only once the one
 /// before it had been accepted.
-pub(super) fn go_to_the_first(stories: &[RunHistory<'_>], say: &mut ReportLine<'_>) {
+pub(super) fn are_given_in_order(stories: &[RunHistory<'_>], say: &mut ReportLine<'_>) {
     let first = |story: &RunHistory<'_>| {
         let began = story.executions.iter().map(|execution| execution.began).min()?;
         Some((began, story.plan.run.clone()))
@@ -151,8 +151,8 @@ mod tests {
         let mut wrong = Vec::new();
         let mut say = |what: String| wrong.push(what);
         are_given_once(facts, 1, &mut say);
-        are_enough(facts, 1, &mut say);
-        go_to_the_first(&check::stories(facts), &mut say);
+        are_not_exceeded(facts, 1, &mut say);
+        are_given_in_order(&check::stories(facts), &mut say);
         wrong
     }
 
