@@ -187,10 +187,18 @@ pub(crate) async fn image_of(engine: &Engine, container: &str, change: &str) -> 
     format!("{name}:latest")
 }
 
+#[derive(Debug, Clone, Copy, Default)]
+struct ConnectionState {
+    /// How often all connections were closed.
+    cuts: u32,
+    /// Whether new connections wait.
+    is_held: bool,
+}
+
 /// A connection to the engine that can be cut.
 pub(crate) struct CuttableConnection {
     pub(crate) url: String,
-    cut: Arc<watch::Sender<u32>>,
+    state: watch::Sender<ConnectionState>,
     _forwarding: JoinSet<()>,
 }
 
@@ -199,27 +207,33 @@ impl CuttableConnection {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("tcp://{}", listener.local_addr().unwrap());
         let socket = engine.url.strip_prefix("unix://").unwrap().to_owned();
-        let cut = Arc::new(watch::Sender::new(0));
-        let (cuts, mut forwarding) = (Arc::clone(&cut), JoinSet::new());
+        let state = watch::Sender::new(ConnectionState::default());
+        let (states, mut forwarding) = (state.clone(), JoinSet::new());
         forwarding.spawn(async move {
             let mut connections = JoinSet::new();
             loop {
                 let (mut near, _) = listener.accept().await.unwrap();
-                let mut far = UnixStream::connect(&socket).await.unwrap();
-                let mut cut = cuts.subscribe();
+                let (mut state, socket) = (states.subscribe(), socket.clone());
                 connections.spawn(async move {
+                    let cuts = state.wait_for(|state| !state.is_held).await.unwrap().cuts;
+                    let mut far = UnixStream::connect(&socket).await.unwrap();
                     tokio::select! {
                         copied = copy_bidirectional(&mut near, &mut far) => drop(copied),
-                        changed = cut.changed() => changed.unwrap(),
+                        cut = state.wait_for(|state| state.cuts > cuts) => drop(cut.unwrap()),
                     }
                 });
             }
         });
-        Self { url, cut, _forwarding: forwarding }
+        Self { url, state, _forwarding: forwarding }
     }
 
-    /// Closes all current connections.
+    /// Closes all current connections. New ones wait until [`Self::restore`].
     pub(crate) fn cut(&self) {
-        self.cut.send_modify(|cuts| *cuts += 1);
+        self.state
+            .send_modify(|state| *state = ConnectionState { cuts: state.cuts + 1, is_held: true });
+    }
+
+    pub(crate) fn restore(&self) {
+        self.state.send_modify(|state| state.is_held = false);
     }
 }

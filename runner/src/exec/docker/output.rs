@@ -2,7 +2,8 @@
 //!
 //! The attached connection closes when the step ends, but also when the engine does. So the
 //! container is always inspected. If it still runs or the engine was unreachable, the missing
-//! output is read from the engine's own copy after the step has ended.
+//! output is read from the engine's own copy after the step has ended. Over TCP the copy is always
+//! read: something in between can close the connection just before the step ends.
 
 use std::time::Duration;
 
@@ -38,7 +39,7 @@ impl Follower<'_> {
         from: impl AsyncRead + Unpin,
     ) -> Result<Container, ExecError> {
         let id = self.output.container;
-        let mut whole = self.output.pump(from).await;
+        let mut whole = self.output.pump(from).await && self.docker.socket().is_some();
         let mut until = Instant::now() + PATIENCE;
         let mut pauses = Pauses::doubling(FASTEST_POLL, SLOWEST_POLL);
         loop {

@@ -3,7 +3,8 @@
 //! The attached connection closes when the step ends, but also when the engine does. So the
 //! container is always inspected. If the engine's process changed, the missing output is read from
 //! the engine's own copy, which is byte-exact. (Attaching again with past output is not, because
-//! its frames have wrong lengths.)
+//! its frames have wrong lengths.) Over TCP the copy is always read: something in between can close
+//! the connection before the step ends.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -73,7 +74,7 @@ impl Follower<'_> {
             };
             // An unbroken connection means that the engine's process is the same, so the end of the
             // output was the step's.
-            let sure = whole && link.breaks == breaks;
+            let sure = whole && link.breaks == breaks && self.http.is_local();
             let begun = Instant::now();
             match container.life() {
                 ContainerState::Ended => {
