@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::pipeline::{Params, Pipeline, Vars};
+use crate::quantity::Span;
 use crate::run::RunRecord;
 
 /// The immutable parts of a run, as stored under their own key.
@@ -105,6 +106,58 @@ pub fn image_of(record: &[u8], definition: Option<&[u8]>) -> Option<String> {
     image(record).or_else(|| image(definition?))
 }
 
+/// How long, and how many, runs of a pipeline are kept, as its definition says.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RetentionKeys {
+    /// The pipeline's `retention`.
+    pub period: Option<Span>,
+    /// The pipeline's `retention-count`.
+    pub count: Option<u32>,
+}
+
+impl RetentionKeys {
+    /// Reads the keys of a definition. A malformed value counts as missing, and all other keys are
+    /// ignored, so that this also works for definitions that a later version has written.
+    #[must_use]
+    pub fn of(definition: &[u8]) -> Self {
+        RawRetentionKeys::parse(definition).map_or_else(Self::default, RawRetentionKeys::keys)
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct RawRetentionKeys {
+    #[serde(default)]
+    retention: Value,
+    #[serde(default)]
+    retention_count: Value,
+}
+
+impl RawRetentionKeys {
+    fn parse(definition: &[u8]) -> Option<Self> {
+        serde_json::from_slice(definition).ok()
+    }
+
+    fn keys(self) -> RetentionKeys {
+        RetentionKeys {
+            period: Span::deserialize(self.retention).ok(),
+            count: u32::deserialize(self.retention_count).ok(),
+        }
+    }
+}
+
+/// Returns the retention keys of a run's definition. The arguments are those of [`image_of`].
+#[must_use]
+pub fn retention_of(record: &[u8], definition: Option<&[u8]>) -> RetentionKeys {
+    #[derive(Deserialize)]
+    struct Parts {
+        pipeline: Option<RawRetentionKeys>,
+    }
+    let keys = |json: &[u8]| serde_json::from_slice::<Parts>(json).ok()?.pipeline;
+    let keys = keys(record).or_else(|| keys(definition?));
+    keys.map_or_else(RetentionKeys::default, RawRetentionKeys::keys)
+}
+
 /// Returns the mounts of all steps of a run, as written by the author. The arguments are those of
 /// [`image_of`], and all other fields are ignored in the same way.
 #[must_use]
@@ -179,6 +232,19 @@ mod tests {
         assert_eq!(image_of(b"{}", Some(&later)).as_deref(), Some("busybox"));
         assert_eq!(image_of(&later, None).as_deref(), Some("busybox"));
         assert_eq!(image_of(b"[]", Some(b"[")), None);
+    }
+
+    #[test]
+    fn the_retention_of_a_run_is_found_in_values_of_any_version() {
+        let keys = json!({ "retention": "2h", "retention-count": 3, "shape": {} });
+        let found = RetentionKeys { period: "2h".parse().ok(), count: Some(3) };
+        assert_eq!(RetentionKeys::of(&bytes(&keys)), found);
+        let later = bytes(&json!({ "pipeline": keys, "status": "dreaming" }));
+        assert_eq!(retention_of(b"{}", Some(&later)), found);
+        assert_eq!(retention_of(&later, None), found);
+        let malformed = bytes(&json!({ "retention": {}, "retention-count": 4 }));
+        assert_eq!(RetentionKeys::of(&malformed), RetentionKeys { period: None, count: Some(4) });
+        assert_eq!(retention_of(b"{}", None), RetentionKeys::default());
     }
 
     #[test]

@@ -51,6 +51,8 @@ pub const STOPS: &str = "bob.run.stop/";
 pub const SEEN: &str = "bob.run.seen/";
 /// Key prefix of wait lists.
 pub const WAIT_LISTS: &str = "bob.wait/";
+/// Key of the worker that removes runs past their retention.
+pub const RETENTION: &str = "bob.retention";
 /// Key prefix of nodes.
 pub const NODES: &str = "bob.node/";
 /// Key prefix of resource providers.

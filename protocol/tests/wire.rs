@@ -123,8 +123,12 @@ fn constants() -> Vec<(&'static str, &'static str)> {
     constants
 }
 
-/// Constants that no table lists: a content type, and the common prefix of two keys.
-const UNLISTED: [&str; 2] = ["CONTENT_TYPE", "OPEN_AND_OWNERS"];
+/// Constants that no table lists as they are: a content type, the common prefix of two keys, and a
+/// file that is listed with its directory.
+const UNLISTED: [&str; 3] = ["CONTENT_TYPE", "OPEN_AND_OWNERS", "LOG_ARCHIVE"];
+
+/// The only key that is not the prefix of several.
+const SINGLE_KEY: &str = "RETENTION";
 
 fn is_object(constant: &str) -> bool {
     ["EXCHANGE", "_QUEUE", "_STREAM"].iter().any(|ending| constant.ends_with(ending))
@@ -146,7 +150,8 @@ fn constants_of_names() -> Vec<Table> {
         } else if name.ends_with("_PATH") {
             paths.push(text.to_owned());
         } else {
-            let is_listed = is_object(name) || text.ends_with('/') || UNLISTED.contains(&name);
+            let is_key = text.ends_with('/') || name == SINGLE_KEY;
+            let is_listed = is_object(name) || is_key || UNLISTED.contains(&name);
             assert!(is_listed, "{name} of names.rs is in no table of docs/wire.md");
         }
     }
@@ -204,6 +209,7 @@ fn keys() -> Table {
         (of_run(names::seen_key(&run)), "empty".to_owned()),
         (of_run(callback), link("outbox entry", "the-outbox-of-callbacks")),
         (names::wait_key(&pipeline), link("wait list", "wait-lists")),
+        (names::RETENTION.to_owned(), list(fields(&written::<OwnerEntry>()))),
         (names::node_key(&NodeId::from_stored("<node>")), link("node", "nodes")),
         (format!("{}<name>", names::PROVIDERS), registered.clone()),
         (format!("{}<name>", names::STORES), registered.clone()),

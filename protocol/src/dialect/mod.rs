@@ -24,7 +24,6 @@ pub use self::lines::{BadJob, CI_GROUP, Job, MAX_ATTEMPTS};
 use self::parsed::in_order;
 pub use self::parsed::{Dialect, Parsed};
 pub use self::prunner::{Loaded, load as load_prunner};
-pub use self::remarks::ALONE;
 use self::remarks::{remarks, remarks_of_a_line, remarks_within};
 use self::tree::{Node, Position, Value};
 use crate::diagnostic::{Class, Diagnostic};

@@ -33,20 +33,12 @@ pub(super) fn remarks_at(at: Position, path: &str, pipeline: &Pipeline) -> Vec<D
             format!("pipeline {name} becomes one with {keys}, which this version does not run yet");
         (Class::Unsupported, what)
     });
-    let alone = keys(pipeline.unsupported_among_runs()).map(|keys| {
-        let what = format!("pipeline {name} becomes one with {keys}: {ALONE}");
-        (Class::Warning, what)
-    });
     let of = |(class, message): (Class, String)| {
         let fault = at.fault(message, None);
         Diagnostic { class, path: path.to_owned(), ..fault }
     };
-    never.into_iter().chain(alone).map(of).collect()
+    never.into_iter().map(of).collect()
 }
-
-/// Explains keys about several runs, which neither `run` nor a worker supports.
-pub const ALONE: &str = "`run` needs none of that, and a worker does not take it yet in this version: `submit --alone` \
-     leaves it out";
 
 /// Warnings for a valid pipeline.
 pub(super) fn remarks(root: &Node, pipeline: &Pipeline) -> Vec<Diagnostic> {
@@ -58,10 +50,6 @@ pub(super) fn remarks(root: &Node, pipeline: &Pipeline) -> Vec<Diagnostic> {
             Diagnostic { class: Class::Unsupported, path: found.path, ..fault }
         })
         .collect();
-    remarks.extend(pipeline.unsupported_among_runs().into_iter().map(|found| {
-        let fault = place_of(root, &found.path).fault(format!("`{}`: {ALONE}", found.path), None);
-        Diagnostic { class: Class::Warning, path: found.path, ..fault }
-    }));
     if let Some(image) = pipeline.image.as_deref().filter(|image| !is_qualified(image)) {
         let message = format!(
             "the image {} does not say which registry it is from, so each host may choose another",

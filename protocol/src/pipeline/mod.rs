@@ -79,10 +79,10 @@ pub struct Pipeline {
     /// What to do with a run whose owner is lost.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_lost: Option<OnLost>,
-    /// How long the images of a run are kept after it ends.
+    /// How long a run is kept after it ends: its record, its outputs in a directory, and its images.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retention: Option<Span>,
-    /// How many ended runs are kept at most.
+    /// How many ended runs are kept at most. The oldest are removed first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub retention_count: Option<u32>,
@@ -321,19 +321,6 @@ impl Pipeline {
             }
         }
         found
-    }
-
-    /// Unsupported keys about several runs of the pipeline. They have no effect on a single local
-    /// run.
-    #[must_use]
-    pub fn unsupported_among_runs(&self) -> Vec<Unsupported> {
-        let asked = [("retention-count", self.retention_count.is_some())];
-        let asked = asked.into_iter().filter(|(_, asked)| *asked);
-        let found = asked.map(|(key, _)| Unsupported {
-            path: key.to_owned(),
-            what: format!("`{key}` is not supported by this version"),
-        });
-        found.collect()
     }
 }
 

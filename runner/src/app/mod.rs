@@ -118,6 +118,7 @@ pub fn worker_options(config: &Config, node: NodeId) -> worker::Options {
         pull: config.engine.pull_policy,
         node_refresh: worker.health_check,
         retention: Duration::from_secs(u64::from(worker.run_retention_days) * 24 * 3600),
+        retention_count: worker.run_retention_count,
         own_queue: true,
         rescue: true,
         keeps_images: true,
@@ -311,15 +312,15 @@ pub async fn cluster_ports(
         // Last, so that an unavailable broker is reported only once. The name of the spill
         // directory needs the cluster's identity.
         let cluster = store.identity().await.map_err(|cause| Unavailable::because(&cause))?;
-        let options =
-            AmqpOptions { spill_cluster: Some(cluster), ..amqp_options(config, node.clone()) };
-        Ok::<_, Unavailable>((store, queue, connect_stream(&options).await?))
+        let spill_cluster = Some(cluster.clone());
+        let options = AmqpOptions { spill_cluster, ..amqp_options(config, node.clone()) };
+        Ok::<_, Unavailable>((store, queue, connect_stream(&options).await?, cluster))
     };
     // Contacting the engine takes as long as a connection, and the executor caches the answer. The
     // worker contacts it again and reports errors.
     let (connected, ()) = tokio::join!(Box::pin(connected), engine_answers(&*executor, config));
-    let (store, queue, events) = connected?;
-    let outputs = outputs::keeper(config, &store, &transfer)?;
+    let (store, queue, events, cluster) = connected?;
+    let outputs = outputs::keeper(config, &store, &transfer, Some(&cluster))?;
     let ports = Ports {
         queue,
         store,
@@ -375,10 +376,14 @@ pub async fn embedded_ports(
     let publisher = if work_dir.is_some() { Publisher::User } else { Publisher::Anyone };
     let policy = policy(config, engine.as_deref(), publisher);
     let transfer = transfers(config, &policy)?;
+    let cluster = match publisher {
+        Publisher::Anyone => Some(store.identity().await?),
+        Publisher::User => None,
+    };
     let local = on_this_host(config, dir.join(LOCAL), work_dir);
     let ports = Ports {
         queue: embedded.queue(node),
-        outputs: outputs::keeper(config, &store, &transfer)?,
+        outputs: outputs::keeper(config, &store, &transfer, cluster.as_deref())?,
         store,
         events: embedded.events(),
         // No other engine needs checkpoints.

@@ -18,15 +18,32 @@ pub(super) fn in_directory(dir: PathBuf) -> Arc<dyn Outputs> {
     Arc::new(Keeper::new(Arc::new(Directory::new(dir))))
 }
 
-/// Outputs in the configured store. `None` if there is none.
+/// Outputs in the configured store. `None` if there is none. `cluster`: see [`output_store`].
 pub(super) fn keeper(
     config: &Config,
     store: &Arc<dyn Store>,
     http: &transfer::Http,
+    cluster: Option<&str>,
 ) -> anyhow::Result<Option<Arc<dyn Outputs>>> {
+    let kept = output_store(config, store, http, cluster)?;
+    Ok(kept.map(|kept| Arc::new(Keeper::new(kept)) as Arc<dyn Outputs>))
+}
+
+/// The configured store for outputs. `None` if there is none. `cluster`: the identity of the store
+/// of runs, whose records decide how long outputs in a directory are kept. `None` for a run of
+/// `run FILE`, whose user keeps them.
+pub(super) fn output_store(
+    config: &Config,
+    store: &Arc<dyn Store>,
+    http: &transfer::Http,
+    cluster: Option<&str>,
+) -> anyhow::Result<Option<Arc<dyn OutputStore>>> {
     let kept: Arc<dyn OutputStore> = match &config.outputs {
         None => return Ok(None),
-        Some(config::Outputs::Directory(dir)) => return Ok(Some(in_directory(dir.clone()))),
+        Some(config::Outputs::Directory(dir)) => Arc::new(match cluster {
+            Some(cluster) => Directory::of_cluster(dir.clone(), cluster),
+            None => Directory::new(dir.clone()),
+        }),
         Some(config::Outputs::S3(s3)) => {
             let keys = s3.login.as_ref().map(|login| BucketKeys {
                 access: login.user.clone(),
@@ -47,7 +64,7 @@ pub(super) fn keeper(
             Arc::new(ArtifactStore::new(http.clone(), name.to_string(), registered))
         }
     };
-    Ok(Some(Arc::new(Keeper::new(kept))))
+    Ok(Some(kept))
 }
 
 /// The current URL of a registered artifact store.

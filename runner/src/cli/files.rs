@@ -110,14 +110,8 @@ pub(super) fn to_run(
 ) -> Result<(Pipeline, Option<Dialect>), Failure> {
     let parsed = parsed(context, source)?;
     let dialect = parsed.dialect;
-    // Settings about several runs have no effect here.
-    let found = one_of(context, (source.file, name), parsed, |fault| !is_cluster_only(fault))?;
+    let found = one_of(context, (source.file, name), parsed)?;
     Ok((found, dialect))
-}
-
-/// Whether a diagnostic is about settings that have no effect on a single local run.
-fn is_cluster_only(fault: &Diagnostic) -> bool {
-    fault.class == Class::Warning && fault.message.contains(dialect::ALONE)
 }
 
 /// The pipeline of a file to submit: the one with that name, or the only one. `alone` removes the
@@ -128,8 +122,7 @@ pub(super) fn to_send(
     name: Option<&str>,
     alone: bool,
 ) -> Result<Pipeline, Failure> {
-    let matters = |fault: &Diagnostic| !(alone && is_cluster_only(fault));
-    let mut found = one_of(context, (source.file, name), to_leave(context, source)?, matters)?;
+    let mut found = one_of(context, (source.file, name), to_leave(context, source)?)?;
     if alone {
         found.admission = None;
         found.retention_count = None;
@@ -141,7 +134,6 @@ fn one_of(
     context: &Context,
     (file, name): (&str, Option<&str>),
     parsed: Parsed,
-    matters: impl Fn(&Diagnostic) -> bool,
 ) -> Result<Pipeline, Failure> {
     let named: Vec<String> = parsed.pipelines.iter().map(|one| one.name.clone()).collect();
     let chosen = match name {
@@ -156,9 +148,7 @@ fn one_of(
         let path = fault.path.strip_prefix("pipelines.");
         path.is_none_or(|path| Some(path) == chosen)
     };
-    let pipelines = used(context, parsed, |fault| {
-        fault.class == Class::Error || (is_of(fault) && matters(fault))
-    })?;
+    let pipelines = used(context, parsed, |fault| fault.class == Class::Error || is_of(fault))?;
     let found = pipelines.into_iter().find(|one| Some(one.name.as_str()) == chosen);
     found.ok_or_else(|| {
         let (shown, all) = (shown_name(file), named.join(", "));

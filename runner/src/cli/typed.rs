@@ -66,8 +66,8 @@ pub(super) struct Submit {
     pub(super) pipeline: Option<String>,
     #[command(flatten)]
     pub(super) pattern: Pattern,
-    /// Ignore `admission` and `retention-count` of the file: start the run however many others of
-    /// the pipeline are active
+    /// Ignore `admission` and `retention-count` of the file: start the run at once, and remove no
+    /// other run for it
     #[arg(long)]
     pub(super) alone: bool,
     /// Set a variable, overriding the pipeline's; can be repeated

@@ -379,6 +379,8 @@ impl Reader {
             literal_secrets: self.value(&table::WORKER_LITERAL_SECRETS),
             max_parallel_steps: self.value(&table::WORKER_MAX_PARALLEL_STEPS),
             run_retention_days: self.value(&table::WORKER_RUN_RETENTION_DAYS),
+            run_retention_count: Some(self.value(&table::WORKER_RUN_RETENTION_COUNT))
+                .filter(|count| *count > 0),
             max_losses: self.value(&table::WORKER_MAX_LOSSES),
             checkpoint_registry: self.optional(&table::WORKER_CHECKPOINT_REGISTRY),
             lease_ttl: self.value(&table::WORKER_LEASE_TTL_SECONDS),

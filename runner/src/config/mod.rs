@@ -289,8 +289,10 @@ pub struct Worker {
     pub log_limit: Option<u64>,
     /// Whether definitions can contain clear-text secrets.
     pub literal_secrets: LiteralSecrets,
-    /// How long the records of ended runs are kept.
+    /// How long ended runs are kept whose pipelines do not set it, in days.
     pub run_retention_days: u32,
+    /// How many ended runs of a pipeline are kept that does not set it. `None` means unlimited.
+    pub run_retention_count: Option<u32>,
     /// Maximum number of owners that a run can lose without a newly committed step.
     pub max_losses: u32,
     /// Registry for committed steps: `host[:port][/repository]`.

@@ -96,7 +96,9 @@ pub(super) static WORKER_LITERAL_SECRETS: Key<LiteralSecrets> = key("worker.lite
     Choice(&[("allow", LiteralSecrets::Allow), ("reject", LiteralSecrets::Reject)]),
     "Whether definitions can contain secrets in clear text: `allow` or `reject`. They are searched for in `with`, in `callback` and in the `params` of resources: as values of keys such as `password` and `clientSecret`, in headers such as `Authorization`, in parameters of URLs and forms such as `?api_key=`, and as the password in a URL. Applies to `serve`, `submit` and `pipeline apply`; `run` always allows them.").or("reject");
 pub(super) static WORKER_RUN_RETENTION_DAYS: Key<u32> = key("worker.run-retention-days", "BOB_RUN_RETENTION_DAYS", count(1, 36_500),
-    "Days for which the records of ended runs are kept.").or("7");
+    "Days for which an ended run is kept, with its record and its outputs in a directory, unless its pipeline sets `retention`.").or("7");
+pub(super) static WORKER_RUN_RETENTION_COUNT: Key<u32> = key("worker.run-retention-count", "BOB_RUN_RETENTION_COUNT", count(0, 1_000_000),
+    "Number of ended runs of each pipeline that are kept, unless the pipeline sets `retention-count`. The oldest are removed first. `0`: no limit.").or("0");
 pub(super) static WORKER_MAX_LOSSES: Key<u32> = key("worker.max-losses", "BOB_MAX_LOSSES", count(0, 1_000),
     "Number of owners that a run can lose without a newly committed step.").or("3");
 pub(super) static WORKER_CHECKPOINT_REGISTRY: Key<String> = key("worker.checkpoint-registry", "BOB_CHECKPOINT_REGISTRY", Text(parse::repository),
@@ -179,7 +181,8 @@ pub static SETTINGS: &[&Setting] = &[
     ENGINE_SHARED_VOLUMES.setting(),
     WORKER_MAX_PARALLEL_RUNS.setting(), WORKER_MAX_PARALLEL_STEPS.setting(),
     WORKER_EXECUTORS.setting(), WORKER_LOG_LIMIT_BYTES.setting(), WORKER_LITERAL_SECRETS.setting(),
-    WORKER_RUN_RETENTION_DAYS.setting(), WORKER_MAX_LOSSES.setting(),
+    WORKER_RUN_RETENTION_DAYS.setting(), WORKER_RUN_RETENTION_COUNT.setting(),
+    WORKER_MAX_LOSSES.setting(),
     WORKER_CHECKPOINT_REGISTRY.setting(), WORKER_LEASE_TTL_SECONDS.setting(),
     WORKER_DRAIN_SECONDS.setting(), WORKER_KILL_GRACE_SECONDS.setting(),
     WORKER_HEALTH_CHECK_FREQ.setting(), WORKER_DISK_HIGH.setting(), WORKER_DISK_LOW.setting(),

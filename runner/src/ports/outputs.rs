@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use protocol::id::RunId;
 use protocol::pipeline::Selection;
 
 use super::{ByteStream, Origin, SecretMatcher, TransferError};
@@ -80,6 +81,30 @@ pub trait OutputStore: Send + Sync {
         bytes: ByteStream,
         origin: &Origin,
     ) -> Result<Stored, TransferError>;
+
+    /// Opens a stored file. Returns `None` if there is none at the place.
+    ///
+    /// # Errors
+    /// If the store does not answer or rejects the request.
+    async fn get(&self, place: &OutputLocation) -> Result<Option<ByteStream>, TransferError>;
+
+    /// Returns the runs whose files this store can remove, in any order. Empty if something else
+    /// removes them, such as a lifecycle rule of a bucket.
+    ///
+    /// # Errors
+    /// [`TransferError::Removal`] if the files cannot be listed.
+    async fn removable_runs(&self) -> Result<Vec<RunId>, TransferError> {
+        Ok(Vec::new())
+    }
+
+    /// Removes all files of a run that [`removable_runs`](Self::removable_runs) has returned.
+    /// Succeeds if they are gone.
+    ///
+    /// # Errors
+    /// [`TransferError::Removal`] if a file cannot be removed. The run is then listed again.
+    async fn remove(&self, _run: &RunId) -> Result<(), TransferError> {
+        Ok(())
+    }
 }
 
 /// A stored file of a step.
@@ -237,6 +262,18 @@ pub trait Outputs: Send + Sync {
         at: &str,
         tar: ByteStream,
     ) -> Result<ArchiveMatch, TransferError>;
+
+    /// Like [`OutputStore::removable_runs`].
+    ///
+    /// # Errors
+    /// [`TransferError::Removal`]
+    async fn removable_runs(&self) -> Result<Vec<RunId>, TransferError>;
+
+    /// Like [`OutputStore::remove`].
+    ///
+    /// # Errors
+    /// [`TransferError::Removal`]
+    async fn remove(&self, run: &RunId) -> Result<(), TransferError>;
 }
 
 #[cfg(test)]

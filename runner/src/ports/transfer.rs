@@ -57,6 +57,16 @@ pub enum TransferError {
         /// The error of the system or the store.
         cause: String,
     },
+    /// Stored outputs cannot be listed or removed.
+    #[error("cannot remove {what} from {store}: {cause}")]
+    Removal {
+        /// What was to be removed.
+        what: String,
+        /// The name of the store, without credentials.
+        store: String,
+        /// The error of the system.
+        cause: String,
+    },
     /// The bytes to be sent ended early.
     #[error("{0}")]
     Input(String),

@@ -11,5 +11,6 @@ pub mod mask;
 pub mod named;
 pub mod outbox;
 pub mod quota;
+pub mod retention;
 pub mod run;
 pub mod template;

@@ -9,42 +9,59 @@ use protocol::run::{NodeCpu, NodeMemory};
 use protocol::time::Millis;
 
 use crate::ports::{
-    Changes, Entry, Expect, Granted, Host, LeaseId, Listing, Op, Store, StoreError, Txn, TxnReply,
+    Changes, Entry, Expect, Granted, Host, LeaseId, Listing, Op, Read, Store, StoreError, Txn,
+    TxnReply,
 };
 
-/// A store of keys and leases. Leases end only when they are revoked. It has no revisions, and no
-/// watches.
+/// A store of keys and leases. Leases end only when they are revoked. It has no watches.
 #[derive(Debug, Default)]
 pub(super) struct MemoryStore(Mutex<Contents>);
 
 #[derive(Debug, Default)]
 struct Contents {
-    keys: BTreeMap<String, (Vec<u8>, Option<LeaseId>)>,
+    keys: BTreeMap<String, (Entry, Option<LeaseId>)>,
     granted: i64,
+    revision: i64,
 }
 
 impl Contents {
     fn holds(&self, key: &str, expect: Expect) -> bool {
+        let entry = self.keys.get(key).map(|(entry, _)| entry);
         match expect {
-            Expect::Present => self.keys.contains_key(key),
-            Expect::Absent => !self.keys.contains_key(key),
-            Expect::CreatedAt(_) | Expect::ModifiedAt(_) => panic!("this store has no revisions"),
+            Expect::Present => entry.is_some(),
+            Expect::Absent => entry.is_none(),
+            Expect::CreatedAt(at) => entry.is_some_and(|entry| entry.create_revision == at),
+            Expect::ModifiedAt(at) => entry.is_some_and(|entry| entry.mod_revision == at),
         }
     }
 
     fn apply(&mut self, op: Op) {
         match op {
-            Op::Put { key, value, lease } => drop(self.keys.insert(key, (value, lease))),
+            Op::Put { key, value, lease } => {
+                let created = self.keys.get(&key).map(|(entry, _)| entry.create_revision);
+                let entry = Entry {
+                    key: key.clone(),
+                    value,
+                    create_revision: created.unwrap_or(self.revision),
+                    mod_revision: self.revision,
+                };
+                self.keys.insert(key, (entry, lease));
+            }
             Op::Delete { key } => drop(self.keys.remove(&key)),
             Op::Attach { key, lease } => {
                 self.keys.entry(key).and_modify(|(_, attached)| *attached = Some(lease));
             }
         }
     }
-}
 
-fn entry(key: &str, value: &[u8]) -> Entry {
-    Entry { key: key.to_owned(), value: value.to_owned(), create_revision: 1, mod_revision: 1 }
+    fn read(&self, read: &Read) -> Vec<Entry> {
+        let matches = |key: &str| match read {
+            Read::Key(name) => key == name,
+            Read::Prefix(prefix) => key.starts_with(prefix.as_str()),
+        };
+        let entries = self.keys.values().map(|(entry, _)| entry);
+        entries.filter(|entry| matches(&entry.key)).cloned().collect()
+    }
 }
 
 #[async_trait]
@@ -54,27 +71,28 @@ impl Store for MemoryStore {
     }
 
     async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
-        Ok(self.0.lock().keys.get(key).map(|(value, _)| entry(key, value)))
+        Ok(self.0.lock().keys.get(key).map(|(entry, _)| entry.clone()))
     }
 
     async fn list(&self, prefix: &str) -> Result<Listing, StoreError> {
         let contents = self.0.lock();
-        let keys = contents.keys.iter().filter(|(key, _)| key.starts_with(prefix));
-        Ok(Listing {
-            entries: keys.map(|(key, (value, _))| entry(key, value)).collect(),
-            revision: 1,
-        })
+        let entries = contents.read(&Read::Prefix(prefix.to_owned()));
+        Ok(Listing { entries, revision: contents.revision })
     }
 
     async fn txn(&self, txn: Txn) -> Result<TxnReply, StoreError> {
-        assert!(txn.reads.is_empty() && txn.otherwise.is_empty(), "this store reads nothing here");
         let mut contents = self.0.lock();
         let committed =
             txn.compares.iter().all(|compare| contents.holds(&compare.key, compare.expect));
+        let mut reads = txn.reads;
         if committed {
+            contents.revision += 1;
             txn.ops.into_iter().for_each(|op| contents.apply(op));
+        } else {
+            reads.extend(txn.otherwise);
         }
-        Ok(TxnReply { committed, revision: 1, reads: Vec::new() })
+        let reads = reads.iter().map(|read| contents.read(read)).collect();
+        Ok(TxnReply { committed, revision: contents.revision, reads })
     }
 
     async fn grant(&self, ttl: Duration) -> Result<Granted, StoreError> {

@@ -1,11 +1,11 @@
 //! Removes resources of runs that ended longer ago than their pipeline's `retention`, or whose
-//! record is gone. Then removes base images above their limit.
+//! record is gone. Then removes base images above their limit, and outputs of runs whose record is
+//! gone.
 //!
 //! An engine may have other users. The janitor only considers resources with the label of this
 //! worker's store.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use protocol::id::RunId;
 use protocol::time::{Millis, Timestamp};
@@ -14,10 +14,12 @@ use tracing::{info, warn};
 
 use super::bases;
 use super::lease::Current;
+use super::outputs;
 use super::records::{RunKey, RunKeys, RunTxn as _};
 use super::shared::Shared;
 use super::watchdog::Heartbeat;
 use crate::ports::{ExecError, StoreError, Txn};
+use crate::rules::retention::is_past;
 
 /// Sweeps periodically. The first sweep is delayed by one lease time, by which the fate of a
 /// preceding worker is known.
@@ -59,6 +61,7 @@ pub(super) async fn run(
 async fn sweep_all(shared: &Shared) {
     sweep(shared).await;
     bases::keep_within_limit(shared).await;
+    outputs::sweep(&*shared.ports.store, shared.ports.outputs.as_deref()).await;
 }
 
 /// Removes the resources of runs that are no longer needed, once.
@@ -156,12 +159,8 @@ async fn need(shared: &Shared, run: &RunId) -> Result<Need, StoreError> {
     let (Some(retention), Some(Timestamp(ended))) = (retention, record.completed_at) else {
         return Ok(Need::None);
     };
-    if since(ended, shared.ports.host.now()) < retention.as_duration() {
-        return Ok(Need::Retained { ended });
+    if is_past(ended, retention.as_duration(), shared.ports.host.now()) {
+        return Ok(Need::None);
     }
-    Ok(Need::None)
-}
-
-fn since(then: Millis, now: Millis) -> Duration {
-    Duration::from_millis(u64::try_from(now.0 - then.0).unwrap_or(0))
+    Ok(Need::Retained { ended })
 }

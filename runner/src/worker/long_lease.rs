@@ -1,5 +1,7 @@
 //! Leases of several days, for keys that outlive a run.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Mutex;
@@ -57,6 +59,38 @@ impl LongLease {
     }
 }
 
+/// The leases of the records of ended runs.
+///
+/// A lease only ensures that a record does not stay for ever. The worker in charge of
+/// [retention](super::retention) removes it on time.
+pub(super) struct RecordLeases {
+    default: Duration,
+    by_ttl: parking_lot::Mutex<BTreeMap<Duration, Arc<LongLease>>>,
+}
+
+const DAY: u64 = 24 * 3600;
+
+impl RecordLeases {
+    /// Records live for at least `default`.
+    pub(super) fn new(default: Duration) -> Self {
+        Self { default, by_ttl: parking_lot::Mutex::default() }
+    }
+
+    /// Returns the lease for a record that is kept for this period. The period is rounded up to
+    /// whole days, because each one has a lease of its own.
+    pub(super) fn lasting(&self, period: Option<Duration>) -> Arc<LongLease> {
+        let ttl = match period {
+            Some(period) if period > self.default => {
+                let days = period.as_secs().div_ceil(DAY).max(1);
+                Duration::from_secs(days * DAY).max(period)
+            }
+            Some(_) | None => self.default,
+        };
+        let mut leases = self.by_ttl.lock();
+        Arc::clone(leases.entry(ttl).or_insert_with(|| Arc::new(LongLease::new(ttl))))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -71,5 +105,20 @@ mod tests {
             assert_eq!(current().await, first, "key {key}");
         }
         assert_ne!(current().await, first);
+    }
+
+    #[tokio::test]
+    async fn records_share_a_lease_that_lives_as_long_as_they_are_kept() {
+        let hours = |hours: u64| Some(Duration::from_secs(hours * 3600));
+        let (store, leases) =
+            (MemoryStore::default(), RecordLeases::new(Duration::from_secs(7 * DAY)));
+        let current =
+            async |period| leases.lasting(period).current(&store, &StoppedClock).await.unwrap();
+        let usual = current(None).await;
+        assert_eq!(current(hours(1)).await, usual, "a safeguard need not be exact");
+        let long = current(hours(8 * 24 - 5)).await;
+        assert_ne!(long, usual);
+        assert_eq!(current(hours(8 * 24)).await, long);
+        assert_ne!(current(hours(8 * 24 + 1)).await, long);
     }
 }

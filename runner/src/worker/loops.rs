@@ -14,7 +14,7 @@ use super::options::Shutdown;
 use super::shared::{LAST_EVENTS, Shared};
 use super::watchdog::Heartbeat;
 use super::{
-    callbacks, control, intake, janitor, lease, marks, node, promotion, reclaim, rescue,
+    callbacks, control, intake, janitor, lease, marks, node, promotion, reclaim, rescue, retention,
     room_watch, store_probe,
 };
 use crate::ports::{Guard, Source};
@@ -63,6 +63,9 @@ impl Loops {
             });
             dog.spawn(&starts, "the janitor", |heartbeat| {
                 janitor::run(state(), heartbeat, leases.subscribe(), intake.clone())
+            });
+            dog.spawn(&starts, "the retention", |heartbeat| {
+                retention::run(state(), heartbeat, leases.subscribe(), intake.clone())
             });
         }
         if shared.options.own_queue {

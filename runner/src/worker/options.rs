@@ -31,8 +31,10 @@ pub struct Options {
     pub pull: PullPolicy,
     /// The interval between updates of the node's entry.
     pub node_refresh: Duration,
-    /// How long the records of ended runs are kept.
+    /// How long ended runs are kept whose pipelines do not set it.
     pub retention: Duration,
+    /// How many ended runs of a pipeline are kept that does not set it. `None` means no limit.
+    pub retention_count: Option<u32>,
     /// The interval between removals of resources that are no longer needed.
     pub sweep: Duration,
     /// Limits of the engine's disk.

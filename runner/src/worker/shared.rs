@@ -21,7 +21,7 @@ use tokio_util::task::TaskTracker;
 use tracing::warn;
 
 use super::callbacks::inbox::Inbox;
-use super::long_lease::LongLease;
+use super::long_lease::{LongLease, RecordLeases};
 use super::lost::{Lost, LostRuns, Reclaims};
 use super::options::Options;
 use super::room::Room;
@@ -93,8 +93,8 @@ pub(crate) struct Shared {
     pub(super) stops: LongLease,
     /// The lease for the marks that keep run IDs from being accepted twice.
     pub(super) seen: LongLease,
-    /// The lease for the records of ended runs.
-    pub(super) records: LongLease,
+    /// The leases for the records of ended runs.
+    pub(super) records: RecordLeases,
     /// Callbacks that were written to the outbox.
     pub(super) callbacks: Arc<Inbox>,
 }
@@ -121,7 +121,7 @@ impl Shared {
             limits_refused.extend(why.map(|why| (kind, why)));
         }
         let cluster = Arc::from(ports.store.identity().await?);
-        let records = LongLease::new(options.retention);
+        let records = RecordLeases::new(options.retention);
         // Without other workers, nothing is gained by leaving work to them.
         let room = Room::new(options.rescue);
         Ok(Self {

@@ -151,10 +151,7 @@ fn refusal_of(
         };
         return Some((Cause::UnknownLogger, why));
     }
-    let among_runs = pipeline.unsupported_among_runs().into_iter();
-    // A worker without rescue has a single run, with no others to wait for.
-    let among_runs = among_runs.filter(|_| shared.options.rescue);
-    let unsupported = pipeline.unsupported().into_iter().chain(among_runs).next();
+    let unsupported = pipeline.unsupported().into_iter().next();
     let why = unsupported.map(|unsupported| unsupported.what);
     why.or_else(|| not_here(shared, start, pipeline)).map(|why| (Cause::Rejected, why))
 }

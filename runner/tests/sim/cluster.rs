@@ -41,6 +41,37 @@ struct Cluster {
 }
 
 impl Cluster {
+    /// Returns the options of a worker.
+    fn options(&self, process: &Process) -> Options {
+        Options {
+            node: process.node.clone(),
+            slots: self.world.plan.slots,
+            parallel_steps: 3,
+            lease_ttl: LEASE,
+            stall_timeout: STALL_TIMEOUT,
+            kill_grace: Duration::from_secs(2),
+            drain: Duration::from_secs(5),
+            network: None,
+            pull: PullPolicy::Missing,
+            node_refresh: Duration::from_secs(10),
+            retention: Duration::from_secs(24 * 3600),
+            retention_count: None,
+            own_queue: false,
+            rescue: true,
+            keeps_images: true,
+            max_losses: MAX_LOSSES,
+            sweep: Duration::from_secs(60),
+            disk: DiskOptions::default(),
+            executors: vec![ExecutorKind::Podman, ExecutorKind::Ssh],
+            logs: None,
+            job_env: protocol::pipeline::Vars::new(),
+            log_limit: Some(1 << 30),
+            literal_secrets: false,
+            changed_reruns: false,
+            version: "simulated".into(),
+        }
+    }
+
     /// Starts a worker at a place.
     async fn start(&self, place: usize) {
         let number = self.started.fetch_add(1, Ordering::Relaxed);
@@ -58,32 +89,7 @@ impl Cluster {
             secrets: Arc::new(NoSecrets),
             outputs: None,
         };
-        let options = Options {
-            node: process.node.clone(),
-            slots: self.world.plan.slots,
-            parallel_steps: 3,
-            lease_ttl: LEASE,
-            stall_timeout: STALL_TIMEOUT,
-            kill_grace: Duration::from_secs(2),
-            drain: Duration::from_secs(5),
-            network: None,
-            pull: PullPolicy::Missing,
-            node_refresh: Duration::from_secs(10),
-            retention: Duration::from_secs(24 * 3600),
-            own_queue: false,
-            rescue: true,
-            keeps_images: true,
-            max_losses: MAX_LOSSES,
-            sweep: Duration::from_secs(60),
-            disk: DiskOptions::default(),
-            executors: vec![ExecutorKind::Podman, ExecutorKind::Ssh],
-            logs: None,
-            job_env: protocol::pipeline::Vars::new(),
-            log_limit: Some(1 << 30),
-            literal_secrets: false,
-            changed_reruns: false,
-            version: "simulated".into(),
-        };
+        let options = self.options(&process);
         let worker = Worker::new(ports, options).await.expect("the engine answers");
         let shutdown = Shutdown::default();
         let working = worker.run(shutdown.clone());

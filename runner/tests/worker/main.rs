@@ -6,6 +6,7 @@ mod disk;
 mod ends;
 mod engine;
 mod output;
+mod retention;
 mod secrets;
 
 use std::sync::Arc;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::{StreamExt as _, stream};
+use futures::{StreamExt as _, TryStreamExt as _, stream};
 use protocol::id::Epoch;
 use sha2::{Digest as _, Sha256};
 
@@ -32,6 +32,7 @@ const PIECE: usize = 100_000;
 /// Runs the suite.
 pub async fn outputs(subject: &dyn OutputStoreSubject) {
     what_is_put_is_there_whole_with_its_size_and_checksum(subject).await;
+    a_file_is_read_back_as_it_was_put(subject).await;
     a_file_put_again_is_replaced(subject).await;
     no_two_places_are_one(subject).await;
     what_breaks_off_is_not_seen_and_what_was_there_stays(subject).await;
@@ -85,6 +86,15 @@ async fn what_is_put_is_there_whole_with_its_size_and_checksum(subject: &dyn Out
         assert!(read.as_ref() == Some(&bytes), "{path} is there as it was put");
     }
     assert_eq!(subject.count().await, 3);
+}
+
+async fn a_file_is_read_back_as_it_was_put(subject: &dyn OutputStoreSubject) {
+    let (store, bytes) = (subject.store(), large(1));
+    let read = store.get(&at("build", "a/b/large.bin")).await.expect("a file is opened");
+    let read: Vec<Bytes> = read.expect("the file exists").try_collect().await.unwrap();
+    assert!(read.concat() == bytes, "the file is read as it was put");
+    assert!(store.get(&at("build", "a/b/none")).await.expect("the store answers").is_none());
+    assert!(store.get(&at("none", "hello.txt")).await.expect("the store answers").is_none());
 }
 
 async fn a_file_put_again_is_replaced(subject: &dyn OutputStoreSubject) {

@@ -94,6 +94,7 @@ pub fn options(node: NodeId, slots: usize) -> Options {
         sweep: Duration::from_secs(600),
         disk: DiskOptions::default(),
         retention: Duration::from_secs(24 * 3600),
+        retention_count: None,
         own_queue: true,
         executors: vec![ExecutorKind::Podman],
         log_limit: Some(1 << 30),

@@ -9,12 +9,17 @@ use futures::future::BoxFuture;
 use futures::{StreamExt as _, stream};
 use parking_lot::Mutex;
 use percent_encoding::utf8_percent_encode;
+use tokio_tar::Archive;
 use tokio_util::io::{ReaderStream, StreamReader};
 
 use super::meter::Meter;
 use crate::ports::{ByteStream, Origin, OutputLocation, OutputStore, Stored, TransferError};
 use crate::transfer::Http;
 use crate::transfer::address::RESERVED;
+use crate::transfer::resource;
+
+/// The directory of a downloaded file. Its name is not used.
+const MOUNT: &str = "output";
 
 /// Looks up the current address of the artifact store.
 pub type Registered =
@@ -43,6 +48,23 @@ impl ArtifactStore {
     pub fn new(http: Http, name: String, registered: Registered) -> Self {
         Self { http, name, registered }
     }
+
+    /// Group, pipeline, run and artifact of a place.
+    fn path(&self, place: &OutputLocation) -> Result<[String; 4], TransferError> {
+        let [group, name, run, rest @ ..] = place.namespace() else {
+            return Err(TransferError::BadParams(format!(
+                "the output {:?} is of no run, and {} keeps nothing else",
+                place.path(),
+                OutputStore::name(self)
+            )));
+        };
+        Ok([group.clone(), name.clone(), run.clone(), artifact(rest, place.path())])
+    }
+
+    fn failed(&self, place: &OutputLocation, cause: &str) -> TransferError {
+        let (what, store) = (format!("{:?}", place.path()), OutputStore::name(self));
+        TransferError::Store { what, store, cause: cause.to_owned() }
+    }
 }
 
 #[async_trait]
@@ -58,25 +80,35 @@ impl OutputStore for ArtifactStore {
         bytes: ByteStream,
         origin: &Origin,
     ) -> Result<Stored, TransferError> {
-        let [group, name, run, rest @ ..] = place.namespace() else {
-            return Err(TransferError::BadParams(format!(
-                "the output {:?} is of no run, and {} keeps nothing else",
-                place.path(),
-                OutputStore::name(self)
-            )));
-        };
-        let artifact = artifact(rest, place.path());
+        let path = self.path(place)?;
         let registered = (self.registered)().await?;
         let stored = Arc::default();
         let tar = archived(place, size, bytes, Arc::clone(&stored));
-        let path = [group.as_str(), name, run, &artifact];
-        self.http.send(&registered, path, tar, origin).await?;
+        self.http.send(&registered, path.each_ref().map(String::as_str), tar, origin).await?;
         let stored = stored.lock().take();
-        stored.ok_or_else(|| TransferError::Store {
-            what: format!("{:?}", place.path()),
-            store: OutputStore::name(self),
-            cause: "it answered before it had all of it".into(),
-        })
+        stored.ok_or_else(|| self.failed(place, "it answered before it had all of it"))
+    }
+
+    async fn get(&self, place: &OutputLocation) -> Result<Option<ByteStream>, TransferError> {
+        let [group, name, run, artifact] = self.path(place)?;
+        let registered = (self.registered)().await?;
+        let params = [("group", group), ("name", name), ("run-id", run)];
+        let params = params.map(|(key, value)| (key.to_owned(), value)).into_iter().collect();
+        let (service, url) = resource::internal(&registered, &params, &artifact)?;
+        let tar = match self.http.fetch(&service, url, MOUNT).await {
+            Ok(tar) => tar,
+            Err(TransferError::Refused { status: 404, .. }) => return Ok(None),
+            Err(cause) => return Err(cause),
+        };
+        let failed = |cause: io::Error| self.failed(place, &cause.to_string());
+        let mut entries = Archive::new(StreamReader::new(tar)).entries().map_err(failed)?;
+        while let Some(entry) = entries.next().await {
+            let entry = entry.map_err(failed)?;
+            if entry.header().entry_type().is_file() {
+                return Ok(Some(ReaderStream::new(entry).boxed()));
+            }
+        }
+        Err(self.failed(place, "its archive has no file"))
     }
 }
 

@@ -1,9 +1,11 @@
 //! Outputs in a bucket of S3 or a compatible service.
 
+use std::io;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
+use futures::{StreamExt as _, TryStreamExt as _};
 use object_store::aws::{AmazonS3, AmazonS3Builder};
 use object_store::path::Path;
 use object_store::{ClientOptions, MultipartUpload, ObjectStoreExt as _, PutPayload, RetryConfig};
@@ -168,6 +170,14 @@ impl OutputStore for Bucket {
         let put = self.store.put(&self.key(place), PutPayload::from_iter(chunks)).await;
         put.map_err(|cause| self.failed(place, &cause))?;
         Ok(meter.stored())
+    }
+
+    async fn get(&self, place: &OutputLocation) -> Result<Option<ByteStream>, TransferError> {
+        match self.store.get(&self.key(place)).await {
+            Ok(found) => Ok(Some(found.into_stream().map_err(io::Error::other).boxed())),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(cause) => Err(self.failed(place, &cause)),
+        }
     }
 }
 

@@ -3,7 +3,9 @@
 mod bob;
 mod bucket;
 mod directory;
+mod index;
 mod meter;
+mod partial;
 
 use std::collections::BTreeSet;
 use std::io;
@@ -13,6 +15,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt as _;
+use protocol::id::RunId;
 use protocol::pipeline::Selection;
 use tokio_tar::{Archive, Entry};
 use tokio_util::io::{ReaderStream, StreamReader};
@@ -100,6 +103,14 @@ impl Outputs for Keeper {
             walk.entry(entry.map_err(broken)?).await?;
         }
         Ok(walk.ended().await)
+    }
+
+    async fn removable_runs(&self) -> Result<Vec<RunId>, TransferError> {
+        self.store.removable_runs().await
+    }
+
+    async fn remove(&self, run: &RunId) -> Result<(), TransferError> {
+        self.store.remove(run).await
     }
 }
 

@@ -55,6 +55,7 @@ impl From<TransferError> for NotTaken {
             | TransferError::BadUrl { .. }
             | TransferError::BadParams(_)
             | TransferError::Store { .. }
+            | TransferError::Removal { .. }
             | TransferError::Input(_) => Cause::Artifact,
         };
         Self::Files(cause, format!("an output cannot be kept: {error}"))

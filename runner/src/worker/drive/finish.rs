@@ -8,6 +8,7 @@ use std::time::Duration;
 use protocol::event::Event;
 use protocol::id::RunId;
 use protocol::pipeline::Pipeline;
+use protocol::quantity::Span;
 use protocol::run::{Cause, RunRecord, Status};
 use tracing::{error, info, warn};
 
@@ -17,6 +18,7 @@ use super::ledger::{WriteError, WriteExtra};
 use super::state::Drive;
 use crate::ports::{StoreError, Ticket};
 use crate::rules::run::{EventDraft, Input, StopWhy};
+use crate::worker::long_lease::LongLease;
 use crate::worker::places::Places;
 use crate::worker::retry::Retry;
 use crate::worker::shared::Shared;
@@ -255,7 +257,7 @@ impl Drive {
             let also = self.final_leases().await?;
             match self.ledger.save(&self.heartbeat, &record, also).await {
                 Err(WriteError::Refused(StoreError::LeaseGone(_))) => {
-                    self.shared.records.forget().await;
+                    self.record_lease().forget().await;
                     self.shared.seen.forget().await;
                 }
                 done => return done,
@@ -266,12 +268,19 @@ impl Drive {
         }
     }
 
+    /// Returns the lease of the run's record after its end.
+    fn record_lease(&self) -> Arc<LongLease> {
+        let pipeline = self.run.record().pipeline.as_ref();
+        let retention = pipeline.and_then(|pipeline| pipeline.retention);
+        self.shared.records.lasting(retention.map(Span::as_duration))
+    }
+
     /// Returns the leases for the last write, retrying until the store grants them.
     async fn final_leases(&self) -> Result<WriteExtra, WriteError> {
         let ports = &self.shared.ports;
         let attempt = || async {
             let taken = async {
-                let record = self.shared.records.current(&*ports.store, &*ports.host).await?;
+                let record = self.record_lease().current(&*ports.store, &*ports.host).await?;
                 let seen = self.shared.seen.current(&*ports.store, &*ports.host).await?;
                 Ok::<_, StoreError>(WriteExtra::LetGo { record, seen })
             };

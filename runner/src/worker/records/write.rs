@@ -59,6 +59,9 @@ pub(in crate::worker) trait RunTxn: Sized {
 
     /// Releases an ended run for good: deletes its owner key, its open key and its stop.
     fn close(self, run: &RunId) -> Self;
+
+    /// Deletes the record of an ended run, and its definition. The mark of the run ID stays.
+    fn delete_ended_record(self, run: &RunId) -> Self;
 }
 
 impl RunTxn for Txn {
@@ -133,5 +136,9 @@ impl RunTxn for Txn {
     fn close(self, run: &RunId) -> Self {
         // In this order, so that a watch of both prefixes never sees an open run without an owner.
         self.delete_owner(run).delete(RunKey::Open.of(run)).delete_stop(run)
+    }
+
+    fn delete_ended_record(self, run: &RunId) -> Self {
+        self.delete(RunKey::Record.of(run)).delete(RunKey::Definition.of(run))
     }
 }
