@@ -293,6 +293,13 @@ pub struct StoredPipeline {
     /// The `at` of the newest pause or unpause that was applied.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub paused_at: Option<crate::time::Millis>,
+    /// The file from which a worker loaded the definition. Only a change of that file changes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+    /// The set of definitions to which the file belongs. Workers that load this set keep it up to
+    /// date.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
 }
 
 /// Value of a node's key.

@@ -1,8 +1,9 @@
 //! The dialects, and the result of parsing a file.
 
+use super::handover::LITERAL_SECRET;
 use super::tree::Position;
 use crate::budget;
-use crate::diagnostic::Diagnostic;
+use crate::diagnostic::{Class, Diagnostic};
 use crate::pipeline::{Params, Pipeline, Vars};
 
 /// The format of a file.
@@ -44,6 +45,22 @@ impl Parsed {
         self.diagnostics.iter().any(|fault| fault.class.is_refusal())
     }
 
+    /// Whether a definition contains a secret in clear text.
+    #[must_use]
+    pub fn has_literal_secrets(&self) -> bool {
+        self.diagnostics.iter().any(is_literal_secret)
+    }
+
+    /// Turns the warnings about secrets in clear text into errors, so that nobody else can read
+    /// them where the definitions are stored. `or`: the alternative to each warning's hint.
+    pub fn refuse_literal_secrets(&mut self, or: &str) {
+        for fault in self.diagnostics.iter_mut().filter(|fault| is_literal_secret(fault)) {
+            fault.class = Class::Error;
+            let hint = fault.hint.take().unwrap_or_default();
+            fault.hint = Some(format!("{hint}; or {or}"));
+        }
+    }
+
     /// Adds an error for each pipeline that every worker would reject, because its start command
     /// would be too large.
     #[must_use]
@@ -63,6 +80,10 @@ impl Parsed {
         }
         self
     }
+}
+
+fn is_literal_secret(fault: &Diagnostic) -> bool {
+    fault.message.ends_with(LITERAL_SECRET)
 }
 
 /// Sorts faults by their position.

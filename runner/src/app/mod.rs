@@ -3,6 +3,7 @@
 
 pub mod ci;
 mod cluster_client;
+mod definitions;
 pub mod doctor;
 pub mod engine;
 mod executors;
@@ -25,6 +26,7 @@ use protocol::id::NodeId;
 use tracing::warn;
 
 pub use cluster_client::connect_client;
+pub use definitions::{FindError, UnusableDefinitions, find_files};
 pub use executors::{SUPERVISE, supervise};
 pub use here::{
     Ended, HereRun, Jobs, KeptParent, KeptRun, Rejected, Start, job_id, kept_run, run_here,

@@ -5,9 +5,12 @@ use std::sync::Arc;
 
 use protocol::id::NodeId;
 use protocol::pipeline::Place;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 use super::ci::Watch;
+use super::definitions::Loader;
 use super::engine::EngineService;
 use super::guard::{GuardSettings, Keeper};
 use super::{
@@ -19,7 +22,7 @@ use crate::config::{Config, LogFormat, Mode};
 use crate::embedded::Embedded;
 use crate::ports::{ExecError, Executor};
 use crate::telemetry::{self, Form};
-use crate::worker::Worker;
+use crate::worker::{OutOfOrder, Worker};
 
 /// A worker and its connections.
 struct WorkerParts {
@@ -32,6 +35,7 @@ struct WorkerParts {
     /// The embedded store, which outlives the worker.
     own_store: Option<OwnStore>,
     jobs: Option<Watch>,
+    definitions: Option<Loader>,
 }
 
 /// Connects to everything that a worker needs.
@@ -70,6 +74,8 @@ async fn connect(config: &Config) -> anyhow::Result<WorkerParts> {
             ports
         }
     };
+    // Before the worker takes starts, which can name these definitions.
+    let definitions = Loader::start(&config, &ports, &node).await?;
     let worker =
         Worker::new(ports, worker_options(&config, node.clone())).await.map_err(|cause| {
             let cause = Unavailable::because(&cause).into();
@@ -78,15 +84,16 @@ async fn connect(config: &Config) -> anyhow::Result<WorkerParts> {
                 None => cause,
             }
         })?;
-    Ok(WorkerParts { config, node, worker, found, stream, own_store, jobs })
+    Ok(WorkerParts { config, node, worker, found, stream, own_store, jobs, definitions })
 }
 
-/// Runs a worker until it is shut down and its runs have ended or are handed over.
+/// Runs a worker until it is shut down and its runs have ended or are handed over. Definitions from
+/// files are loaded again whenever `reload` is notified.
 ///
 /// # Errors
 /// [`Unavailable`] if a service cannot be reached at the start, and
 /// [`OutOfOrder`](crate::worker::OutOfOrder) if a task of the worker stalled or failed.
-pub async fn serve(config: &Config, shutdown: Shutdown) -> anyhow::Result<()> {
+pub async fn serve(config: &Config, shutdown: Shutdown, reload: Arc<Notify>) -> anyhow::Result<()> {
     let parts = tokio::select! {
         biased;
         () = shutdown.intake.cancelled() => {
@@ -95,7 +102,7 @@ pub async fn serve(config: &Config, shutdown: Shutdown) -> anyhow::Result<()> {
         }
         parts = Box::pin(connect(config)) => parts?,
     };
-    let WorkerParts { config, node, worker, found, stream, own_store, jobs } = parts;
+    let WorkerParts { config, node, worker, found, stream, own_store, jobs, definitions } = parts;
     let url = found.as_ref().map(|found| found.url.clone());
     let keeper = match config.mode {
         // Steps on this host have supervisors.
@@ -108,20 +115,8 @@ pub async fn serve(config: &Config, shutdown: Shutdown) -> anyhow::Result<()> {
         Some(keeper) => worker.guarded(keeper.guard()),
         None => worker,
     };
-    let intake = shutdown.intake.clone();
-    let working = async {
-        let working = worker.run(shutdown);
-        tokio::pin!(working);
-        if let Some(jobs) = jobs {
-            tokio::select! {
-                worked = &mut working => return worked,
-                // Jobs added from now on wait in the file.
-                () = jobs.watch(intake) => {}
-            }
-        }
-        working.await
-    };
-    let working = Box::pin(working);
+    let inputs = Inputs { jobs, definitions, reload };
+    let working = Box::pin(work(worker, shutdown, inputs));
     let worked = match &own_store {
         None => working.await.map_err(anyhow::Error::from),
         Some(store) => tokio::select! {
@@ -139,6 +134,43 @@ pub async fn serve(config: &Config, shutdown: Shutdown) -> anyhow::Result<()> {
         own.end().await;
     }
     worked
+}
+
+/// Files that this process reads beside the worker.
+struct Inputs {
+    jobs: Option<Watch>,
+    definitions: Option<Loader>,
+    reload: Arc<Notify>,
+}
+
+impl Inputs {
+    /// Reads the files until `stop` is cancelled. Jobs added after that wait in their file.
+    async fn read(self, stop: CancellationToken) {
+        let Self { jobs, definitions, reload } = self;
+        let jobs = async {
+            if let Some(jobs) = jobs {
+                jobs.watch(stop.clone()).await;
+            }
+        };
+        let definitions = async {
+            if let Some(definitions) = definitions {
+                definitions.keep(reload, stop.clone()).await;
+            }
+        };
+        tokio::join!(jobs, definitions);
+    }
+}
+
+/// Runs a worker, and reads the inputs meanwhile.
+async fn work(worker: Worker, shutdown: Shutdown, inputs: Inputs) -> Result<(), OutOfOrder> {
+    let intake = shutdown.intake.clone();
+    let working = worker.run(shutdown);
+    tokio::pin!(working);
+    tokio::select! {
+        worked = &mut working => return worked,
+        () = inputs.read(intake) => {}
+    }
+    working.await
 }
 
 /// The store of a worker in embedded mode, with the executor of its runs.

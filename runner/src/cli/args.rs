@@ -10,8 +10,8 @@ use protocol::run::Status;
 use protocol::schema::SchemaName;
 
 use super::output::{Color, Output};
-use super::typed::{Add, Completions, Diff, OpenShell, Pattern, Rerun, Run, Stop, Submit};
-use super::values::{dialect, help_of, schema_names, status};
+use super::typed::{Add, Completions, Diff, OpenShell, Pattern, Rerun, Run, Serve, Stop, Submit};
+use super::values::{dialect, schema_names, status};
 use crate::config::table;
 
 /// Run pipelines of container steps: each step is committed, and its output published to a stream
@@ -95,9 +95,12 @@ The first SIGTERM or Ctrl-C drains the worker: it accepts no new runs, and runs 
 after its last committed step. The second signal hands over at once. The third ends the program at
 once.
 
+SIGUSR1 loads the definitions of --path again, and so does SIGHUP if no terminal is attached.
+
 Examples:
   bob-runner serve
-  bob-runner serve --set {max_parallel_runs}=8",
+  bob-runner serve --set {max_parallel_runs}=8
+  bob-runner serve --mode embedded --path . --watch",
         drain_seconds = table::WORKER_DRAIN_SECONDS.variable(),
         max_parallel_runs = table::WORKER_MAX_PARALLEL_RUNS.name()))]
     Serve(Serve),
@@ -230,12 +233,6 @@ Examples:
   bob-runner completions zsh > ~/.zfunc/_bob-runner
   bob-runner completions fish > ~/.config/fish/completions/bob-runner.fish")]
     Completions(Completions),
-}
-
-#[derive(Debug, Args)]
-pub(super) struct Serve {
-    #[arg(long, value_name = "MODE", help = help_of(&table::MODE))]
-    pub(super) mode: Option<String>,
 }
 
 /// Arguments that a worker passes to its guard.

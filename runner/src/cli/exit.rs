@@ -111,7 +111,9 @@ impl From<anyhow::Error> for Failure {
                     || cause.is::<app::UnwritableDataDir>()
                     || cause.is::<app::ci::UnusableQueue>()
             });
-        let is_input = error.chain().any(|cause| cause.is::<app::Rejected>());
+        let is_input = error
+            .chain()
+            .any(|cause| cause.is::<app::Rejected>() || cause.is::<app::UnusableDefinitions>());
         let exit = match (is_setting, is_input) {
             (true, _) => Exit::Settings,
             (false, true) => Exit::Invalid,

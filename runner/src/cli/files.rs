@@ -66,21 +66,11 @@ pub(super) fn to_store(context: &Context, file: &str) -> Result<Vec<Pipeline>, F
 /// can read them there.
 fn to_leave(context: &Context, source: Source<'_>) -> Result<Parsed, Failure> {
     let mut parsed = parsed(context, source)?;
-    let mut literals: Vec<_> = parsed
-        .diagnostics
-        .iter_mut()
-        .filter(|fault| fault.message.ends_with(dialect::LITERAL_SECRET))
-        .collect();
-    if !literals.is_empty()
+    if parsed.has_literal_secrets()
         && context.own_config(DefaultVerbosity::Little)?.worker.literal_secrets
             == LiteralSecrets::Reject
     {
-        for fault in &mut literals {
-            fault.class = Class::Error;
-            let hint = fault.hint.take().unwrap_or_default();
-            fault.hint =
-                Some(format!("{hint}; or set BOB_LITERAL_SECRETS=allow here and on the workers"));
-        }
+        parsed.refuse_literal_secrets("set BOB_LITERAL_SECRETS=allow here and on the workers");
     }
     Ok(parsed)
 }

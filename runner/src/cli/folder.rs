@@ -1,20 +1,19 @@
 //! A directory of prunner definitions: finds its files and loads them together.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use globset::GlobBuilder;
 use protocol::diagnostic::{Class, Diagnostic};
 use protocol::dialect::{Dialect, Parsed, load_prunner};
-use walkdir::WalkDir;
 
 use super::exit::{Exit, Failure};
 use super::input::bytes_of;
+use crate::app::{FindError, find_files};
 use crate::config::Environment;
 
 /// prunner's default pattern for definition files.
 const DEFAULT_FILES: &str = "**/pipelines.{yml,yaml}";
 /// Variable with the pattern, used if the command line has none.
-const VARIABLE: &str = "PRUNNER_PATTERN";
+pub(super) const PATTERN_VARIABLE: &str = "PRUNNER_PATTERN";
 
 /// Whether `file` is a directory.
 pub(super) fn is_directory(file: &str) -> bool {
@@ -27,8 +26,14 @@ pub(super) fn parsed(
     typed: Option<&str>,
     environment: &Environment,
 ) -> Result<Parsed, Failure> {
-    let pattern = typed.or_else(|| environment.get(VARIABLE)).unwrap_or(DEFAULT_FILES);
-    let files = find_files(dir, pattern)?;
+    let pattern = typed.or_else(|| environment.get(PATTERN_VARIABLE)).unwrap_or(DEFAULT_FILES);
+    let files = find_files(Path::new(dir), pattern).map_err(|cause| {
+        let exit = match &cause {
+            FindError::Pattern(_) => Exit::Usage,
+            FindError::Directory { .. } | FindError::TooMany { .. } => Exit::Invalid,
+        };
+        Failure::new(exit, cause.to_string())
+    })?;
     if files.is_empty() {
         let text = format!("no file in {dir} is one of {pattern:?}");
         return Err(Failure::new(Exit::Invalid, text));
@@ -55,34 +60,4 @@ pub(super) fn parsed(
         dialect: Some(Dialect::Prunner),
     };
     Ok(parsed.checked())
-}
-
-/// Finds the files below a directory that match a pattern, sorted by path. Links are followed.
-/// Dangling and cyclic links are skipped.
-fn find_files(dir: &str, pattern: &str) -> Result<Vec<PathBuf>, Failure> {
-    let glob = GlobBuilder::new(pattern).literal_separator(true).build();
-    let glob =
-        glob.map_err(|cause| Failure::new(Exit::Usage, cause.to_string()))?.compile_matcher();
-    let mut found = Vec::new();
-    for entry in WalkDir::new(dir).follow_links(true) {
-        let entry = match entry {
-            Ok(entry) => entry,
-            Err(cause) if is_dangling(&cause) => continue,
-            Err(cause) => {
-                return Err(Failure::new(Exit::Invalid, format!("cannot read {dir}: {cause}")));
-            }
-        };
-        let inside = entry.path().strip_prefix(dir).unwrap_or_else(|_| entry.path());
-        if entry.file_type().is_file() && glob.is_match(inside) {
-            let is_here = Path::new(dir) == Path::new(".");
-            found.push(if is_here { inside.to_owned() } else { entry.path().to_owned() });
-        }
-    }
-    found.sort();
-    Ok(found)
-}
-
-fn is_dangling(cause: &walkdir::Error) -> bool {
-    let is_gone = cause.io_error().is_some_and(|io| io.kind() == std::io::ErrorKind::NotFound);
-    cause.loop_ancestor().is_some() || (is_gone && cause.depth() > 0)
 }

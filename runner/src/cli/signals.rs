@@ -1,4 +1,4 @@
-//! SIGINT, SIGTERM and SIGHUP as a sequence.
+//! SIGINT, SIGTERM and SIGHUP as a sequence, and the signals that reload.
 
 use std::time::Duration;
 
@@ -25,18 +25,24 @@ const ONE_SIGNAL: Duration = Duration::from_millis(500);
 impl Signals {
     /// Installs handlers. From now on, these signals no longer terminate the process.
     pub(super) fn listen() -> Result<Self, Failure> {
-        let listen = |kind| {
-            signal(kind).map_err(|cause| {
-                Failure::new(Exit::Failed, format!("cannot listen to signals: {cause}"))
-            })
+        Self::with(hangup()?)
+    }
+
+    /// Like [`Self::listen`], and also listens to the signals that reload a service.
+    pub(super) fn listen_to_all(meaning: Hangup) -> Result<(Self, ReloadSignals), Failure> {
+        let (stop, reload) = match meaning {
+            Hangup::Stops => (hangup()?, None),
+            Hangup::Reloads => (None, hangup()?),
         };
+        let user = listen(SignalKind::user_defined1())?;
+        Ok((Self::with(stop)?, ReloadSignals { user, hangup: reload }))
+    }
+
+    fn with(hangup: Option<Signal>) -> Result<Self, Failure> {
         Ok(Self {
             interrupt: listen(SignalKind::interrupt())?,
             terminate: listen(SignalKind::terminate())?,
-            hangup: match ignores_hangup() {
-                true => None,
-                false => Some(listen(SignalKind::hangup())?),
-            },
+            hangup,
             last: None,
         })
     }
@@ -61,6 +67,50 @@ impl Signals {
             }
         }
     }
+}
+
+/// What SIGHUP means to a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Hangup {
+    /// Its terminal is gone: the same as SIGTERM.
+    Stops,
+    /// Its files have changed.
+    Reloads,
+}
+
+/// Signals that ask a service to read its files again.
+#[derive(Debug)]
+pub(super) struct ReloadSignals {
+    user: Signal,
+    hangup: Option<Signal>,
+}
+
+impl ReloadSignals {
+    /// Waits for the next signal.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub(super) async fn next(&mut self) {
+        tokio::select! {
+            Some(()) = self.user.recv() => {}
+            Some(()) = next_of(&mut self.hangup) => {}
+            // All handlers are closed, so no signal will arrive.
+            else => std::future::pending().await,
+        }
+    }
+}
+
+fn listen(kind: SignalKind) -> Result<Signal, Failure> {
+    signal(kind)
+        .map_err(|cause| Failure::new(Exit::Failed, format!("cannot listen to signals: {cause}")))
+}
+
+/// `None` if SIGHUP was ignored at program start.
+fn hangup() -> Result<Option<Signal>, Failure> {
+    if ignores_hangup() {
+        return Ok(None);
+    }
+    listen(SignalKind::hangup()).map(Some)
 }
 
 async fn next_of(signal: &mut Option<Signal>) -> Option<()> {

@@ -1,4 +1,4 @@
-//! Arguments of the commands that start, stop and inspect runs.
+//! Arguments of the commands that start, stop and inspect runs, and of the worker.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,7 @@ use protocol::dialect::{Dialect, MAX_ATTEMPTS};
 use protocol::id::{RegisteredName, RunId, StepName};
 use protocol::quantity::Span;
 
-use super::values::{dialect, help_with_default, param, variable};
+use super::values::{dialect, help_of, help_with_default, param, variable};
 use crate::config::table;
 
 #[derive(Debug, Args)]
@@ -50,6 +50,26 @@ pub(super) struct Run {
     /// Directory for the logs of the jobs of a job file [default: ./logs]
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub(super) log_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Serve {
+    #[arg(long, value_name = "MODE", help = help_of(&table::MODE))]
+    pub(super) mode: Option<String>,
+    /// Directory from whose files definitions of pipelines are loaded [default: `PRUNNER_PATH`, else
+    /// the working directory in embedded mode]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(super) path: Option<String>,
+    /// Glob for the files below that directory; links are followed [default: `PRUNNER_PATTERN`,
+    /// else **/pipelines.{yml,yaml}]
+    #[arg(long, value_name = "GLOB")]
+    pub(super) pattern: Option<String>,
+    /// Check these files for changes every 30 s; SIGUSR1 always reloads them
+    #[arg(long)]
+    pub(super) watch: bool,
+    /// Time between two checks with --watch [default: `PRUNNER_POLL_INTERVAL`, else 30s]
+    #[arg(long, value_name = "SPAN")]
+    pub(super) poll_interval: Option<Span>,
 }
 
 #[derive(Debug, Args)]

@@ -105,6 +105,20 @@ impl UsageFields {
     }
 }
 
+/// Rejects a change of a pipeline that was loaded from a file.
+fn reject_file(id: &PipelineId, stored: &Entry) -> Result<(), Error> {
+    #[derive(Deserialize)]
+    struct Mark {
+        file: Option<String>,
+    }
+    // A definition that cannot be read can still be replaced or deleted.
+    let mark = serde_json::from_slice::<Mark>(&stored.value).ok();
+    match mark.and_then(|mark| mark.file) {
+        Some(file) => Err(Error::FromFile { id: id.clone(), file }),
+        None => Ok(()),
+    }
+}
+
 impl Client {
     /// The pipelines, sorted by name.
     ///
@@ -116,10 +130,20 @@ impl Client {
         Ok(entries.iter().map(|entry| decoded(&entry.key, &entry.value)).collect())
     }
 
+    /// A stored pipeline. `None` if there is none.
+    ///
+    /// # Errors
+    /// [`Error::Store`], and [`Error::Unreadable`].
+    pub async fn pipeline(&self, id: &PipelineId) -> Result<Option<StoredPipeline>, Error> {
+        let store = self.services.store().await?;
+        let entry = store.get(&names::pipeline_key(id)).await?;
+        entry.map(|entry| decoded(&entry.key, &entry.value)).transpose()
+    }
+
     /// Stores a pipeline under its name. A paused pipeline stays paused.
     ///
     /// # Errors
-    /// [`Error::Contended`], [`Error::NotTold`], and errors of the services.
+    /// [`Error::FromFile`], [`Error::Contended`], [`Error::NotTold`], and errors of the services.
     pub async fn apply_pipeline(
         &self,
         id: &PipelineId,
@@ -131,10 +155,14 @@ impl Client {
             Ok(_) | Err(_) => serde_json::Map::new(),
         };
         let applied = self.apply(&key, |old| {
+            if let Some(old) = old {
+                reject_file(id, old)?;
+            }
             let old: Option<StoredPipeline> =
                 old.map(|entry| decoded(&entry.key, &entry.value)).transpose()?;
             let (paused, paused_at) = old.map_or((false, None), |old| (old.paused, old.paused_at));
-            encoded(&key, &StoredPipeline { pipeline: definition.clone(), paused, paused_at })
+            let (pipeline, file, source) = (definition.clone(), None, None);
+            encoded(&key, &StoredPipeline { pipeline, paused, paused_at, file, source })
         });
         let event = |applied: Applied| {
             let text = format!("pipeline {id} was {}", applied.as_str());
@@ -150,7 +178,7 @@ impl Client {
     /// retention ends.
     ///
     /// # Errors
-    /// [`Error::InUse`] while a run of it is open, else the same as [`Client::apply_pipeline`].
+    /// [`Error::InUse`] while a run of it is open, and those of [`Client::apply_pipeline`].
     pub async fn delete_pipeline(&self, id: &PipelineId) -> Result<bool, Error> {
         let key = names::pipeline_key(id);
         let store = self.services.store().await?;
@@ -158,6 +186,7 @@ impl Client {
         let events = self.services.events().await?;
         for _ in 0..TRIES {
             let Some(entry) = store.get(&key).await? else { return Ok(false) };
+            reject_file(id, &entry)?;
             let runs = self.runs_of(store.as_ref(), id).await?;
             if !runs.is_empty() {
                 return Err(Error::InUse { id: id.clone(), runs });

@@ -95,6 +95,17 @@ pub enum Error {
     /// The pipeline is not stored.
     #[error("no pipeline {0} is stored; `bob-runner pipeline list` shows those that are")]
     UnknownPipeline(PipelineId),
+    /// The pipeline was loaded from a file.
+    #[error(
+        "pipeline {id} is defined in {file}, and only a change of that file changes it: edit the \
+         file where the workers load it"
+    )]
+    FromFile {
+        /// The pipeline.
+        id: PipelineId,
+        /// The file, as the worker names it.
+        file: String,
+    },
     /// The pipeline has open runs.
     #[error("pipeline {id} is in use by {}; stop what runs first, then delete it", listed(runs))]
     InUse {
@@ -171,6 +182,7 @@ impl Error {
             | Self::UnknownPipeline(_)
             | Self::Unreadable { .. }
             | Self::NoSuchStep { .. }
+            | Self::FromFile { .. }
             | Self::InUse { .. }
             | Self::NoRerun { .. }
             | Self::Contended { .. } => ErrorKind::State,

@@ -2,17 +2,20 @@
 
 use std::path::{Path, PathBuf};
 
+use protocol::quantity::Span;
+
 use super::key::Key;
 use super::layer::Layer;
 use super::local::{self, SettingValue};
 use super::outputs::StoreSetting;
 use super::parse::BrokerUrl;
-use super::setting::{SETTINGS, Setting, Support, ValueForm, named};
+use super::reader::{Reader, masked};
+use super::setting::{SETTINGS, Setting};
 use super::sources::Sources;
 use super::{
-    Broker, Ci, Config, Connection, Engine, Environment, Fault, Faults, Identity, Log, Login,
-    Outputs, Queue, S3, Secrets, Spill, Storage, Stream, StreamServer, Tls, Worker, file, table,
-    without_credentials,
+    Broker, Ci, Config, Connection, Definitions, Engine, Environment, Fault, Faults, Identity, Log,
+    Login, Outputs, Queue, S3, Secrets, Spill, Storage, Stream, StreamServer, Tls, Worker, file,
+    table,
 };
 
 /// The effective settings.
@@ -97,80 +100,11 @@ fn read_file(path: &Path, faults: &mut Vec<Fault>) -> Layer {
     }
 }
 
-struct Reader {
-    merged: config::Config,
-    faults: Vec<Fault>,
-    warnings: Vec<String>,
-}
-
 impl Reader {
-    fn lookup(&self, name: &str) -> Option<SettingValue> {
-        let mut value = &self.merged.cache;
-        for part in name.split('.') {
-            let config::ValueKind::Table(table) = &value.kind else { return None };
-            value = table.get(part)?;
-        }
-        let at = value.origin().map(str::to_owned);
-        // Layers contain only text.
-        let text = value.clone().into_string().ok()?;
-        Some(SettingValue { text, at })
-    }
-
     fn effective(&self, setting: &'static Setting) -> Effective {
         let found = self.lookup(setting.name);
         let at = found.as_ref().and_then(|found| found.at.clone());
         Effective { setting, value: found.map(|found| masked(setting, &found.text)), at }
-    }
-
-    fn fault(&mut self, setting: &Setting, found: &SettingValue, expected: String) {
-        let value = Some(masked(setting, &found.text));
-        let at = found.at.clone().unwrap_or_else(|| setting.name.to_owned());
-        self.faults.push(Fault { at, value, expected });
-    }
-
-    /// A setting without a default.
-    fn optional<T: Clone>(&mut self, key: &Key<T>) -> Option<T> {
-        debug_assert!(named(key.name()).is_some(), "{} is missing in SETTINGS", key.name());
-        let found = self.lookup(key.name())?;
-        match key.parse(&found.text) {
-            Ok(value) => Some(value),
-            Err(expected) => {
-                self.fault(key.setting(), &found, expected);
-                None
-            }
-        }
-    }
-
-    /// A list. Empty if it is not set.
-    fn list<T: Clone>(&mut self, key: &Key<Vec<T>>) -> Vec<T> {
-        self.optional(key).unwrap_or_default()
-    }
-
-    /// A setting with a default. After a fault, the result is the default, which is never used.
-    fn value<T: Clone>(&mut self, key: &Key<T>) -> T {
-        self.optional(key).unwrap_or_else(|| Self::default_of(key))
-    }
-
-    fn default_of<T: Clone>(key: &Key<T>) -> T {
-        #[expect(clippy::expect_used, reason = "a test reads every default of the table")]
-        key.default().expect("a setting with a default that is valid")
-    }
-
-    fn check_support(&mut self) {
-        for setting in SETTINGS {
-            let Some(found) = self.lookup(setting.name) else { continue };
-            let Some(at) = found.at else { continue };
-            match setting.support {
-                Support::Full => {}
-                // An empty value requests nothing.
-                Support::Refused if found.text.is_empty() => {}
-                Support::Refused => self.faults.push(Fault {
-                    at,
-                    value: None,
-                    expected: "is known, and not done by this version; leave it out".into(),
-                }),
-            }
-        }
     }
 
     fn config(&mut self, environment: &Environment) -> Config {
@@ -204,10 +138,20 @@ impl Reader {
             },
             ci: self.ci(&state),
             outputs: self.outputs(),
+            definitions: self.definitions(),
             log: Log {
                 level: self.value(&table::LOG_LEVEL),
                 format: self.optional(&table::LOG_FORMAT),
             },
+        }
+    }
+
+    fn definitions(&mut self) -> Definitions {
+        Definitions {
+            dir: self.optional(&table::DEFINITIONS_DIR),
+            pattern: self.value(&table::DEFINITIONS_PATTERN),
+            watch: self.optional(&table::DEFINITIONS_WATCH).map(Span::as_duration),
+            source: self.optional(&table::DEFINITIONS_SOURCE),
         }
     }
 
@@ -228,16 +172,6 @@ impl Reader {
             (None, Some(_)) => self.missing(&table::STORAGE_PASSWORD, &table::STORAGE_USER),
         };
         Storage { urls: urls.urls, login, tls }
-    }
-
-    /// Reports that `given` requires `missing`.
-    fn missing<G, M, T>(&mut self, given: &Key<G>, missing: &Key<M>) -> Option<T> {
-        let at = self.lookup(given.name()).and_then(|found| found.at);
-        let at = at.unwrap_or_else(|| given.name().to_owned());
-        let Setting { name, variable, .. } = missing.setting();
-        let expected = format!("needs {name} too ({variable})");
-        self.faults.push(Fault { at, value: None, expected });
-        None
     }
 
     fn tls(&mut self, keys: [&Key<PathBuf>; 3], encrypted: bool, needs: &str) -> Tls {
@@ -261,15 +195,6 @@ impl Reader {
             }
         };
         Tls { ca, identity }
-    }
-
-    /// A set value takes precedence over the URL, and the URL over the default.
-    fn value_or_in_url<T: Clone>(&mut self, key: &Key<T>, in_url: Option<T>) -> T {
-        let is_set = self.lookup(key.name()).is_some_and(|found| found.at.is_some());
-        match in_url {
-            Some(value) if !is_set => value,
-            Some(_) | None => self.value(key),
-        }
     }
 
     fn queue(&mut self) -> Queue {
@@ -410,11 +335,4 @@ impl Reader {
 
 fn broker(url: BrokerUrl, login: Login) -> Broker {
     Broker { tls: url.tls, host: url.host, port: url.port, vhost: url.vhost, login }
-}
-
-fn masked(setting: &Setting, text: &str) -> String {
-    match setting.form {
-        ValueForm::Secret => "***".to_owned(),
-        ValueForm::Single | ValueForm::List => without_credentials(text),
-    }
 }

@@ -15,16 +15,19 @@
 //! | `sources` | the sources of settings |
 //! | `choices` | settings with a fixed set of values |
 //! | `load` | combines the layers into the types below |
+//! | `reader` | reads single settings from the merged layers, and collects faults |
 //! | `outputs` | the store for outputs, and its settings |
 //! | `parse` | parses one text into one value |
 //! | `grants` | grants of the operator to pipelines |
 //! | `reach` | access that the operator opens to publishers of messages |
+//! | `definitions` | definitions of pipelines that are loaded from files |
 //! | `secret` | a value that is never displayed |
 //!
 //! Other modules take option structs of their own, which `app` builds from these types.
 
 mod access;
 mod choices;
+mod definitions;
 pub mod env_files;
 mod environment;
 mod fault;
@@ -37,6 +40,7 @@ mod local;
 mod outputs;
 mod parse;
 mod reach;
+mod reader;
 mod secret;
 pub mod setting;
 mod sources;
@@ -58,6 +62,7 @@ use url::Url;
 
 pub use access::check as check_access;
 pub use choices::{EngineUrl, LiteralSecrets, LogFormat, LogLevel, Mode, StreamProtocol};
+pub use definitions::Definitions;
 pub use environment::Environment;
 pub use fault::{Fault, Faults};
 pub use load::{Effective, Loaded, load};
@@ -98,6 +103,8 @@ pub struct Config {
     pub ci: Ci,
     /// Store for the outputs of steps, if any.
     pub outputs: Option<Outputs>,
+    /// Definitions of pipelines that are loaded from files.
+    pub definitions: Definitions,
     /// The program's own log.
     pub log: Log,
 }

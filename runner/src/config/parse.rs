@@ -133,6 +133,12 @@ pub(super) fn secret(text: &str) -> Parsed<Secret<String>> {
     Ok(Secret::new(text.to_owned()))
 }
 
+/// A glob for paths.
+pub(super) fn glob(text: &str) -> Parsed<String> {
+    let glob = globset::GlobBuilder::new(text).literal_separator(true).build();
+    glob.map(|_valid| text.to_owned()).map_err(|cause| format!("a glob; {}", cause.kind()))
+}
+
 /// `host:port`.
 pub(super) fn address(text: &str) -> Parsed<String> {
     text.rsplit_once(':')

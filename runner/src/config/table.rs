@@ -142,6 +142,15 @@ pub(crate) static CI_DELAY: Key<Span> = key("ci.delay", "BOB_CI_DELAY", Text(par
 pub(crate) static CI_TIMEOUT: Key<Span> = key("ci.timeout", "BOB_CI_TIMEOUT", Text(parse::span),
     "Time limit for one attempt (`10m`, or whole seconds).");
 
+pub(crate) static DEFINITIONS_DIR: Key<PathBuf> = key("definitions.dir", "BOB_DEFINITIONS", Text(parse::path),
+    "Directory from whose files `serve` loads definitions of pipelines.").or_in_words("the working directory in embedded mode, none in a cluster");
+pub(crate) static DEFINITIONS_PATTERN: Key<String> = key("definitions.pattern", "BOB_DEFINITIONS_PATTERN", Text(parse::glob),
+    "Glob for the files below that directory.").or("**/pipelines.{yml,yaml}");
+pub(crate) static DEFINITIONS_WATCH: Key<Span> = key("definitions.watch", "BOB_DEFINITIONS_WATCH", Text(parse::span),
+    "Time between two checks of these files for changes (`30s`, or whole seconds).").or_in_words("none: only signals reload them");
+pub(super) static DEFINITIONS_SOURCE: Key<String> = key("definitions.source", "BOB_DEFINITIONS_SOURCE", Text(parse::line),
+    "Name of the set to which these definitions belong. All workers with the same name must load the same files.").or_in_words("the absolute path of the directory; in embedded mode there is one set");
+
 pub(super) static OUTPUTS_STORE: Key<StoreSetting> = key("outputs.store", "BOB_OUTPUTS", Text(outputs::parse_store),
     "Store for outputs of steps: a directory, `s3://bucket/prefix`, or `bob-artifact:NAME` for a registered artifact store.").or_in_words("none");
 pub(super) static OUTPUTS_S3_ENDPOINT: Key<String> = key("outputs.s3-endpoint", "BOB_OUTPUTS_S3_ENDPOINT", Text(outputs::endpoint),
@@ -191,6 +200,8 @@ pub static SETTINGS: &[&Setting] = &[
     WORKER_ENV_FILES.setting(),
     SPILL_DIR.setting(), SPILL_BYTES.setting(),
     CI_QUEUE.setting(), CI_ATTEMPTS.setting(), CI_DELAY.setting(), CI_TIMEOUT.setting(),
+    DEFINITIONS_DIR.setting(), DEFINITIONS_PATTERN.setting(), DEFINITIONS_WATCH.setting(),
+    DEFINITIONS_SOURCE.setting(),
     OUTPUTS_STORE.setting(), OUTPUTS_S3_ENDPOINT.setting(), OUTPUTS_S3_REGION.setting(),
     OUTPUTS_S3_ACCESS_KEY.setting(), OUTPUTS_S3_SECRET_KEY.setting(),
     HTTP_ADDRESS.setting(),
