@@ -76,6 +76,7 @@ async fn send(context: &Context, job: Job, config: &Config) -> Result<Exit, Fail
         vars: Vars::new(),
         params: Params::new(),
         logger: None,
+        partition: None,
         parent: None,
     };
     submit::send(context, &context.client()?, start, false).await

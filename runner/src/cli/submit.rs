@@ -33,6 +33,7 @@ pub(super) async fn submit(context: &Context, typed: Submit) -> Result<Exit, Fai
         vars: typed.vars.into_iter().collect(),
         params: typed.params.into_iter().collect(),
         logger: typed.logger,
+        partition: typed.partition,
         parent: None,
     };
     let client = context.client()?;
@@ -42,7 +43,7 @@ pub(super) async fn submit(context: &Context, typed: Submit) -> Result<Exit, Fai
 pub(super) async fn rerun(context: &Context, typed: Rerun) -> Result<Exit, Failure> {
     let config = context.config(DefaultVerbosity::Hardly)?;
     if let Some(kept) = app::kept_run(&config, &typed.run).await? {
-        return rerun_here(context, config, &kept, typed).await;
+        return Box::pin(rerun_here(context, config, &kept, typed)).await;
     }
     let client = context.client()?;
     let run = typed.run_id.unwrap_or_else(Client::new_run_id);

@@ -102,6 +102,9 @@ pub(super) struct Submit {
     /// Registered logger that receives the run's output
     #[arg(long, value_name = "NAME")]
     pub(super) logger: Option<RegisteredName>,
+    /// Partition of the wait list, if the pipeline's strategy is `partitioned-replace`
+    #[arg(long, value_name = "NAME")]
+    pub(super) partition: Option<String>,
     /// Print the log until the run ends, and exit with the run's result
     #[arg(short, long)]
     pub(super) follow: bool,

@@ -32,6 +32,8 @@ pub struct StartRequest {
     pub params: Params,
     /// The registered logger that receives the run's text.
     pub logger: Option<RegisteredName>,
+    /// The partition of the pipeline's wait list. `None` is the empty partition.
+    pub partition: Option<String>,
     /// The ended run whose committed steps it takes over.
     pub parent: Option<Parent>,
 }
@@ -64,6 +66,9 @@ impl StartRequest {
         }
         if let Some(logger) = &self.logger {
             body.insert("logger".into(), json!(logger));
+        }
+        if let Some(partition) = &self.partition {
+            body.insert("partition".into(), json!(partition));
         }
         if let Some(parent) = &self.parent {
             body.insert("parent".into(), json!(parent));
@@ -180,6 +185,7 @@ impl Client {
             vars: record.vars,
             params: record.params,
             logger: record.logger,
+            partition: None,
             parent: Some(Parent { run_id: of.clone(), from }),
         };
         Ok((start, last))
@@ -243,7 +249,8 @@ mod tests {
         let run = "r-1".parse().unwrap();
         let params = json!({ "list": [1, "a"] }).as_object().cloned().unwrap();
         let logger = Some("logs".parse().unwrap());
-        StartRequest { what, run, vars, params, logger, parent: None }
+        let partition = Some("main".to_owned());
+        StartRequest { what, run, vars, params, logger, partition, parent: None }
     }
 
     fn pipeline(cmd: &str) -> Pipeline {
@@ -267,6 +274,7 @@ mod tests {
         assert_eq!(stored.vars.get("A").map(String::as_str), Some("1"));
         assert_eq!(stored.params["list"], json!([1, "a"]));
         assert_eq!(stored.logger.unwrap().as_str(), "logs");
+        assert_eq!(stored.partition.as_deref(), Some("main"));
         let inline = decoded(&start(StartOf::Inline(Box::new(pipeline("echo hi")))));
         assert_eq!(inline.target, Target::Inline(Box::new(pipeline("echo hi"))));
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use protocol::event::{Event, LogStream, Reason};
 use protocol::id::{Epoch, NodeId, PipelineId};
 use protocol::names;
-use protocol::pipeline::Pipeline;
+use protocol::pipeline::{Params, Pipeline, Vars};
 use protocol::run::{Open, Registered, RunRecord, Status, StoredPipeline};
 use protocol::time::Millis;
 
@@ -62,8 +62,8 @@ fn record(run: &str, status: Status, scheduled: Millis) -> RunRecord {
         cause: None,
         message: None,
         logger: None,
-        vars: protocol::pipeline::Vars::new(),
-        params: protocol::pipeline::Params::new(),
+        vars: Vars::new(),
+        params: Params::new(),
         pipeline: Some(pipeline("true")),
         node: None,
         epoch: None,
@@ -149,14 +149,10 @@ async fn reasons(embedded: &Embedded) -> Vec<Reason> {
 #[tokio::test]
 async fn a_start_waits_in_the_queue_under_its_run_id() {
     let (client, embedded) = client().await;
-    let start = StartRequest {
-        what: StartOf::Inline(Box::new(pipeline("true"))),
-        run: "r-1".parse().unwrap(),
-        vars: protocol::pipeline::Vars::new(),
-        params: protocol::pipeline::Params::new(),
-        logger: None,
-        parent: None,
-    };
+    let (run, what) = ("r-1".parse().unwrap(), StartOf::Inline(Box::new(pipeline("true"))));
+    let (vars, params) = (Vars::new(), Params::new());
+    let start =
+        StartRequest { what, run, vars, params, logger: None, partition: None, parent: None };
     client.start(&start).await.unwrap();
     let id = pipeline("true").id().unwrap();
     let unknown = client.pause(&id, true).await.unwrap_err();
