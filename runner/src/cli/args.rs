@@ -274,6 +274,15 @@ pub(super) struct Logs {
     /// Print the standard error of steps to standard error instead of standard output
     #[arg(long)]
     pub(super) stderr: bool,
+    /// Of the existing output, print only the last N lines
+    #[arg(long, value_name = "N")]
+    pub(super) tail: Option<usize>,
+    /// Print only output published within this time span, such as 90s, 10m or 2d
+    #[arg(long, value_name = "SPAN")]
+    pub(super) since: Option<Span>,
+    /// Begin each line with the time of its output
+    #[arg(long)]
+    pub(super) timestamps: bool,
 }
 
 #[derive(Debug, Args)]

@@ -14,11 +14,13 @@ use super::args::{Events, Logs};
 use super::context::Context;
 use super::display::{Display, Next};
 use super::exit::{Exit, Failure};
+use super::log_view::{LogView, Selection};
 use super::output::{self, TextStyle, one_line};
-use super::view::{Piece, PlainView, StepErrors, json_line};
+use super::view::{Piece, PlainView, StepErrors};
 use crate::app::Position;
 use crate::client::{
     BeforeStart, Client, Ending, EventTail, LogItem, LogTail, Missing, Outcome, PastRetention,
+    Progress,
 };
 
 pub(super) async fn logs(context: &Context, typed: &Logs) -> Result<Exit, Failure> {
@@ -33,7 +35,15 @@ pub(super) async fn logs(context: &Context, typed: &Logs) -> Result<Exit, Failur
     }
     let errors = if typed.stderr { StepErrors::Apart } else { StepErrors::WithOutput };
     let plain = PlainView::new(errors, typed.step.clone(), context.style);
-    let read = read(context, &mut tail, plain, &typed.run).await?;
+    let mut view = LogView::whole(plain, context.style).selected(Selection {
+        since: typed.since.map(|span| client.ago(span.as_duration())),
+        tail: typed.tail,
+        step: typed.step.clone(),
+    });
+    if typed.timestamps {
+        view = view.with_times();
+    }
+    let read = read(context, &mut tail, view, &typed.run).await?;
     if !tail.is_known() && !matches!(read, Read::Signal(_)) {
         return Err(crate::client::Error::UnknownRun(typed.run.clone()).into());
     }
@@ -64,7 +74,8 @@ pub(super) async fn follow_submitted(
 ) -> Result<Exit, Failure> {
     let mut tail = client.log(run, true, Some(sent)).await?;
     let plain = PlainView::new(StepErrors::WithOutput, None, context.style);
-    Ok(match read(context, &mut tail, plain, run).await? {
+    let view = LogView::whole(plain, context.style);
+    Ok(match read(context, &mut tail, view, run).await? {
         Read::Ended(ending) | Read::Incomplete(Some(ending)) => Exit::of_run(ending.status),
         // If the stream lacks the ending event, the record has the result.
         Read::CaughtUp | Read::Incomplete(None) => {
@@ -106,14 +117,14 @@ fn not_taken(run: &RunId) -> String {
 async fn read(
     context: &Context,
     tail: &mut LogTail,
-    mut plain: PlainView,
+    mut view: LogView,
     run: &RunId,
 ) -> Result<Read, Failure> {
     let mut display = Display::start(context)?;
-    let shown = show(context, &mut display, tail, &mut plain, run).await;
+    let shown = show(&mut display, tail, &mut view, run).await;
     if let Ok(Read::Signal(_)) = shown {
         let text = format!("run {run} continues; `bob-runner stop {run}` stops it");
-        display.send(plain.note(&text));
+        display.send(view.note(&text));
         display.end_soon().await;
         return shown;
     }
@@ -125,10 +136,9 @@ async fn read(
 }
 
 async fn show(
-    context: &Context,
     display: &mut Display<'_>,
     tail: &mut LogTail,
-    plain: &mut PlainView,
+    view: &mut LogView,
     run: &RunId,
 ) -> Result<Read, Failure> {
     let mut notes = tokio::time::interval_at(Instant::now() + PATIENCE, NOTE_EVERY);
@@ -136,24 +146,28 @@ async fn show(
         let is_unknown = !tail.is_known();
         let next = async {
             tokio::select! {
-                item = tail.next() => Some(item),
+                progress = tail.progress() => Some(progress),
                 _ = notes.tick(), if is_unknown => None,
             }
         };
-        let item = match display.next(next).await? {
-            Next::Item(Some(item)) => item?,
+        let progress = match display.next(next).await? {
+            Next::Item(Some(progress)) => progress?,
             Next::Item(None) => {
                 if !tail.is_known() {
-                    display.send(plain.note(&not_taken(run)));
+                    display.send(view.note(&not_taken(run)));
                 }
                 continue;
             }
             Next::Signal(signal) => return Ok(Read::Signal(signal)),
         };
-        let Some(item) = item else { break };
-        let pieces = if context.style.json { vec![json_line(&item)] } else { plain.on(&item) };
+        let pieces = match progress {
+            Progress::Item(item) => view.on(item),
+            Progress::CaughtUp => view.caught_up(),
+            Progress::End => break,
+        };
         pieces.into_iter().for_each(|piece| display.send(piece));
     }
+    view.caught_up().into_iter().for_each(|piece| display.send(piece));
     let outcome = tail.outcome().cloned().unwrap_or(Outcome::CaughtUp);
     Ok(match outcome {
         Outcome::CaughtUp => Read::CaughtUp,

@@ -14,7 +14,7 @@
 //! | `add` | shell commands as jobs |
 //! | `submit` | `submit`, `stop`, `pause`, `unpause` |
 //! | `job` | status and log files for users of job files |
-//! | `logs`, `display` | `logs`, `events` |
+//! | `logs`, `log_view`, `display` | `logs`, `events` |
 //! | `kept` | `diff`, `shell` |
 //! | `state` | `ps`, `show`, `nodes` |
 //! | `define` | `pipeline`, `provider`, `store`, `logger` |
@@ -39,6 +39,7 @@ mod input;
 mod job;
 mod kept;
 mod later;
+mod log_view;
 mod logs;
 mod output;
 mod run;

@@ -4,6 +4,7 @@
 //! | module | duty |
 //! |---|---|
 //! | `reader` | the events of one run, by the rules of docs/wire.md section 4; pure |
+//! | `retention` | whether the stream still has the log of a run |
 //! | `tail` | reading the stream up to the wanted end |
 //! | `unavailable` | a service that cannot be used |
 //! | `commands` | starts, stops, pauses |
@@ -13,6 +14,7 @@
 mod commands;
 mod definitions;
 mod reader;
+mod retention;
 mod state;
 mod tail;
 mod unavailable;
@@ -32,8 +34,9 @@ use crate::ports::{Events, EventsError, Queue, QueueError, Store, StoreError};
 pub use commands::{StartOf, StartRequest};
 pub use definitions::{Applied, Registry};
 pub use reader::{Ending, LogItem, Missing, Reader, Text};
+pub use retention::PastRetention;
 pub use state::{KnownRun, PlaceInList, RunFilter};
-pub use tail::{BeforeStart, EventTail, LogTail, Outcome, PastRetention};
+pub use tail::{BeforeStart, EventTail, LogTail, Outcome, Progress};
 pub use unavailable::{ServiceFault, Unavailable};
 
 /// The services of a cluster. Each is connected on first use, so that a command needs only the

@@ -9,6 +9,7 @@ use protocol::time::Millis;
 use tokio::time::timeout;
 
 use super::reader::{Ending, LogItem, Missing, Reader};
+use super::retention::PastRetention;
 use super::state::{KnownRun, find_run};
 use super::{Client, Error};
 use crate::ports::{EventStream, EventsError, Position, Published};
@@ -34,19 +35,23 @@ pub enum Outcome {
     Rejected(String),
 }
 
+/// A step in reading a log.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Progress {
+    /// The next item.
+    Item(LogItem),
+    /// Everything that was on the stream when reading began is read. Reported at most once.
+    CaughtUp,
+    /// The log is read to its end.
+    End,
+}
+
 /// The moment before a start is sent. The log of its run is read from there.
 #[derive(Debug, Clone, Copy)]
 pub struct BeforeStart {
     at: Millis,
     /// The last message of the stream. Rejections up to it are about earlier starts.
     last: Option<u64>,
-}
-
-/// The stream's retention has removed the beginning of a run's log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PastRetention {
-    /// The time of the oldest remaining event. `None` if there is none.
-    pub oldest: Option<Millis>,
 }
 
 /// The log of one run.
@@ -65,6 +70,8 @@ pub struct LogTail {
     rejection: Option<String>,
     /// Where to stop reading.
     until: ReadUntil,
+    /// The end of the stream when reading began. `None` once it is reported as reached.
+    end: Option<ReadUntil>,
     /// Whether it reads beyond the ending event, to fill gaps.
     reads_on: bool,
     outcome: Option<Outcome>,
@@ -159,6 +166,7 @@ impl Client {
         };
         let is_told = record.as_ref().is_some_and(KnownRun::is_complete);
         let until = if follow && !is_told { ReadUntil::Ending } else { ReadUntil::Offset(end) };
+        let end = Some(ReadUntil::Offset(end));
         let source = Source { stream: events.follow(from).await?, last: None };
         let (client, run) = (self.clone(), run.clone());
         let reader = Reader::new(run.clone());
@@ -174,6 +182,7 @@ impl Client {
             sent,
             rejection: None,
             until,
+            end,
             reads_on,
             outcome,
         })
@@ -247,15 +256,30 @@ impl LogTail {
     /// Cancel safe.
     pub async fn next(&mut self) -> Result<Option<LogItem>, Error> {
         loop {
+            match self.progress().await? {
+                Progress::Item(item) => return Ok(Some(item)),
+                Progress::CaughtUp => {}
+                Progress::End => return Ok(None),
+            }
+        }
+    }
+
+    /// Like [`Self::next`], and also reports when the end of the stream as of the start of reading
+    /// is reached. Equally cancel safe.
+    ///
+    /// # Errors
+    /// Errors of the services.
+    pub async fn progress(&mut self) -> Result<Progress, Error> {
+        loop {
             self.end_if_rejected().await?;
             if let Some(Outcome::Rejected(_)) = self.outcome {
-                return Ok(None);
+                return Ok(Progress::End);
             }
             if let Some(ending) = self.reader.ending() {
                 let missing = self.reader.missing();
                 if missing.is_empty() || (self.reads_on && self.source.has_reached(self.until)) {
                     self.outcome = Some(Outcome::Ended(ending, missing));
-                    return Ok(None);
+                    return Ok(Progress::End);
                 }
                 if !self.reads_on {
                     // The next worker on a host publishes events that an earlier one left on its
@@ -268,7 +292,11 @@ impl LogTail {
             }
             if self.source.has_reached(self.until) {
                 self.outcome = Some(self.gave_up_or_caught_up());
-                return Ok(None);
+                return Ok(Progress::End);
+            }
+            if self.end.is_some_and(|end| self.source.has_reached(end)) {
+                self.end = None;
+                return Ok(Progress::CaughtUp);
             }
             match self.source.next().await? {
                 StreamWait::Message(message) => {
@@ -279,11 +307,17 @@ impl LogTail {
                         self.rejection = Some(event.message.clone());
                         continue;
                     }
-                    if item.is_some() {
-                        return Ok(item);
+                    if let Some(item) = item {
+                        return Ok(Progress::Item(item));
                     }
                 }
-                StreamWait::Nothing => self.look_again().await?,
+                StreamWait::Nothing => {
+                    self.look_again().await?;
+                    // A silent stream has nothing more to read.
+                    if self.until == ReadUntil::Ending && self.end.take().is_some() {
+                        return Ok(Progress::CaughtUp);
+                    }
+                }
             }
         }
     }
@@ -318,15 +352,7 @@ impl LogTail {
     /// Errors of the stream.
     pub async fn past_retention(&self) -> Result<Option<PastRetention>, Error> {
         let Some(known) = &self.record else { return Ok(None) };
-        let events = self.client.services.events().await?;
-        if events.end().await?.is_none() {
-            return Ok(Some(PastRetention { oldest: None }));
-        }
-        let mut source = Source { stream: events.follow(Position::First).await?, last: None };
-        let StreamWait::Message(oldest) = source.next().await? else { return Ok(None) };
-        let oldest = oldest.event().map(|event| event.at);
-        let is_past = oldest.is_some_and(|oldest| oldest > known.record.scheduled_at.0);
-        Ok(is_past.then_some(PastRetention { oldest }))
+        self.client.past_retention(known.record.scheduled_at.0).await
     }
 
     /// Called when the stream is silent. Either the run is quiet, or an assumption was wrong.
