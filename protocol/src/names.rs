@@ -148,6 +148,8 @@ pub const RESOURCE_PATH: &str = "bob_resource";
 pub const ARTIFACT_PATH: &str = "bob_artifact";
 /// URL path of logs on a logger.
 pub const LOG_PATH: &str = "bob_logs";
+/// Name of the archived log of a run, below the run's outputs. No step has a name that begins so.
+pub const LOG_ARCHIVE: &str = "_log.jsonl.gz";
 /// Upload header: the run.
 pub const HEADER_RUN: &str = "bob-run";
 /// Upload header: the epoch of the run's owner.

@@ -11,6 +11,7 @@
 //! | [`embedded`] | the same ports in one process over one file |
 //! | [`exec`] | the executors that run steps |
 //! | [`host`] | clocks, memory and load of the machine |
+//! | [`http`] | the HTTP API of a node |
 //! | [`ports`] | the worker's interface to the outside: traits and small types |
 //! | [`rules`] | decides what a run does next; pure |
 //! | [`telemetry`] | the worker's own log |
@@ -29,6 +30,7 @@ pub mod egress;
 pub mod embedded;
 pub mod exec;
 pub mod host;
+pub mod http;
 pub mod ports;
 pub mod rules;
 pub mod telemetry;

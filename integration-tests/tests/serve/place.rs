@@ -167,6 +167,8 @@ impl TestEnv {
             .env_clear()
             .env("PATH", "/usr/bin:/bin")
             .env("HOME", self.dir.path())
+            // Tests run concurrently, and only one can have the default port.
+            .env("BOB_HTTP_ADDRESS", "off")
             .envs(self.variables())
             .envs(settings.iter().copied())
             .current_dir(self.dir.path())

@@ -1,6 +1,8 @@
 //! The composition root, the only place that names adapters. It turns settings into ports and ports
 //! into a worker.
 
+mod access;
+mod api;
 pub mod ci;
 mod cluster_client;
 mod definitions;
@@ -11,7 +13,9 @@ pub mod guard;
 mod here;
 pub mod kept;
 pub mod lifeline;
+mod logs;
 mod outputs;
+mod own_secret;
 mod reach;
 mod render;
 mod runs;
@@ -25,6 +29,8 @@ use anyhow::Context as _;
 use protocol::id::NodeId;
 use tracing::warn;
 
+pub use access::{NoToken, UnusableHttp, sign_token};
+pub use api::openapi;
 pub use cluster_client::connect_client;
 pub use definitions::{FindError, UnusableDefinitions, find_files};
 pub use executors::{SUPERVISE, supervise};
@@ -34,6 +40,7 @@ pub use here::{
 pub use render::{RENDER, RenderProcess, render};
 pub use serve::serve;
 
+pub use crate::http::access::Scope;
 pub use crate::ports::Position;
 pub use crate::worker::Shutdown;
 

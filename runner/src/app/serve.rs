@@ -9,6 +9,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
+use super::api::{self, OwnServices, RunningApi, Socket};
 use super::ci::Watch;
 use super::definitions::Loader;
 use super::engine::EngineService;
@@ -36,6 +37,8 @@ struct WorkerParts {
     own_store: Option<OwnStore>,
     jobs: Option<Watch>,
     definitions: Option<Loader>,
+    /// The worker's connections, for the HTTP API.
+    services: OwnServices,
 }
 
 /// Connects to everything that a worker needs.
@@ -74,6 +77,7 @@ async fn connect(config: &Config) -> anyhow::Result<WorkerParts> {
             ports
         }
     };
+    let services = OwnServices::of(&ports, &node);
     // Before the worker takes starts, which can name these definitions.
     let definitions = Loader::start(&config, &ports, &node).await?;
     let worker =
@@ -84,7 +88,7 @@ async fn connect(config: &Config) -> anyhow::Result<WorkerParts> {
                 None => cause,
             }
         })?;
-    Ok(WorkerParts { config, node, worker, found, stream, own_store, jobs, definitions })
+    Ok(WorkerParts { config, node, worker, found, stream, own_store, jobs, definitions, services })
 }
 
 /// Runs a worker until it is shut down and its runs have ended or are handed over. Definitions from
@@ -94,6 +98,11 @@ async fn connect(config: &Config) -> anyhow::Result<WorkerParts> {
 /// [`Unavailable`] if a service cannot be reached at the start, and
 /// [`OutOfOrder`](crate::worker::OutOfOrder) if a task of the worker stalled or failed.
 pub async fn serve(config: &Config, shutdown: Shutdown, reload: Arc<Notify>) -> anyhow::Result<()> {
+    // First, so that an address that cannot be used is reported at once.
+    let socket = Socket::open(config).await?;
+    if api::is_api_only(config) {
+        return Box::pin(api::serve_alone(config, socket, shutdown)).await;
+    }
     let parts = tokio::select! {
         biased;
         () = shutdown.intake.cancelled() => {
@@ -102,7 +111,12 @@ pub async fn serve(config: &Config, shutdown: Shutdown, reload: Arc<Notify>) -> 
         }
         parts = Box::pin(connect(config)) => parts?,
     };
-    let WorkerParts { config, node, worker, found, stream, own_store, jobs, definitions } = parts;
+    let WorkerParts { config, node, worker, found, stream, own_store, jobs, definitions, services } =
+        parts;
+    let api = match socket {
+        Some(socket) => socket.start(&config, services, shutdown.intake.clone()).await,
+        None => RunningApi::archive_alone(&config, services),
+    };
     let url = found.as_ref().map(|found| found.url.clone());
     let keeper = match config.mode {
         // Steps on this host have supervisors.
@@ -124,6 +138,7 @@ pub async fn serve(config: &Config, shutdown: Shutdown, reload: Arc<Notify>) -> 
             failure = store.failed(&config.data_dir) => Err(failure.into()),
         },
     };
+    api.end().await;
     if let Some(stream) = stream {
         stream.close_and_save().await;
     }

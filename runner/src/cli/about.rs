@@ -1,7 +1,7 @@
 //! `version`, `schema`, `settings`, `completions`: information about the program itself.
 
 use clap::CommandFactory as _;
-use protocol::schema::{self, SchemaName};
+use protocol::schema;
 use serde_json::json;
 
 use super::args::Typed;
@@ -9,6 +9,7 @@ use super::context::Context;
 use super::exit::{Exit, Failure};
 use super::output::{self, Table, TextStyle};
 use super::typed::Shell;
+use super::values::Document;
 use super::version::{COMMIT, title};
 
 pub(super) fn version(context: &Context) -> Result<Exit, Failure> {
@@ -24,8 +25,11 @@ pub(super) fn version(context: &Context) -> Result<Exit, Failure> {
     Ok(Exit::Ok)
 }
 
-pub(super) fn schema(what: SchemaName) -> Result<Exit, Failure> {
-    output::document(&schema::schema(what))?;
+pub(super) fn schema(what: Document) -> Result<Exit, Failure> {
+    match what {
+        Document::Schema(what) => output::document(&schema::schema(what))?,
+        Document::Openapi => output::document(&crate::app::openapi())?,
+    }
     Ok(Exit::Ok)
 }
 

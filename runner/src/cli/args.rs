@@ -7,11 +7,12 @@ use protocol::dialect::Dialect;
 use protocol::id::{PipelineId, RegisteredName, RunId, StepName};
 use protocol::quantity::Span;
 use protocol::run::Status;
-use protocol::schema::SchemaName;
 
 use super::output::{Color, Output};
-use super::typed::{Add, Completions, Diff, OpenShell, Pattern, Rerun, Run, Serve, Stop, Submit};
-use super::values::{dialect, schema_names, status};
+use super::typed::{
+    Add, Completions, Diff, OpenShell, Pattern, Rerun, Run, Serve, Stop, Submit, Token,
+};
+use super::values::{Document, dialect, document_names, status};
 use crate::config::table;
 
 /// Run pipelines of container steps: each step is committed, and its output published to a stream
@@ -224,6 +225,14 @@ and etcd are not required.
 Example:
   bob-runner doctor -o json")]
     Doctor,
+    /// Print a token of the HTTP API for development
+    #[command(after_help = "\
+The token is signed with the shared secret (BOB_HTTP_JWT_SECRET), which must be that of the server.
+Without it, it is signed with the secret that a `serve` of the same user has made in BOB_DATA_DIR.
+
+Example:
+  curl -H \"Authorization: Bearer $(bob-runner token)\" http://localhost:9009/api/v1/runs")]
+    Token(Token),
     /// Print the version, commit and protocol version
     Version,
     /// Generate a completion script for a shell
@@ -408,8 +417,8 @@ pub(super) struct Plan {
 #[derive(Debug, Args)]
 pub(super) struct Schema {
     /// Name of the schema
-    #[arg(value_parser = schema_names())]
-    pub(super) what: SchemaName,
+    #[arg(value_parser = document_names())]
+    pub(super) what: Document,
 }
 
 #[cfg(test)]

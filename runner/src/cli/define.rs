@@ -4,7 +4,6 @@ use protocol::id::RegisteredName;
 use protocol::pipeline::mask_stored_definition;
 use protocol::run as stored;
 use serde_json::{Value, json};
-use url::Url;
 
 use super::args::{Pipelines, Register, Registered};
 use super::context::Context;
@@ -12,7 +11,7 @@ use super::exit::{Exit, Failure};
 use super::files;
 use super::input::bytes_of;
 use super::output::{self, Table, TextStyle, one_line};
-use crate::client::{Applied, Registry};
+use crate::client::{Applied, Registry, check_service_url};
 
 pub(super) async fn pipeline(context: &Context, typed: Pipelines) -> Result<Exit, Failure> {
     match typed {
@@ -211,7 +210,7 @@ fn service_of(item: &Value) -> Result<stored::Registered, Vec<String>> {
 fn service(name: &str, url: &str) -> Result<stored::Registered, Vec<String>> {
     let mut faults = Vec::new();
     let parsed_name = name.parse::<RegisteredName>().map_err(|bad| faults.push(bad.to_string()));
-    if let Err(bad) = checked_url(url) {
+    if let Err(bad) = check_service_url(url) {
         faults.push(bad);
     }
     match parsed_name {
@@ -220,25 +219,6 @@ fn service(name: &str, url: &str) -> Result<stored::Registered, Vec<String>> {
         }
         Ok(_) | Err(()) => Err(faults),
     }
-}
-
-fn checked_url(url: &str) -> Result<(), String> {
-    let shown = crate::config::without_credentials(url);
-    let expected = || {
-        format!(
-            "url {shown:?} must be http://host or https://host, with a port or path where needed"
-        )
-    };
-    let parsed = Url::parse(url).map_err(|_bad| expected())?;
-    if !matches!(parsed.scheme(), "http" | "https") || parsed.host().is_none() {
-        return Err(expected());
-    }
-    if parsed.query().is_some() || parsed.fragment().is_some() {
-        return Err(format!(
-            "url {shown:?} must end with its path: what comes after is added by us"
-        ));
-    }
-    Ok(())
 }
 
 fn applied(context: &Context, noun: &str, name: &str, what: Applied) -> Result<(), Failure> {

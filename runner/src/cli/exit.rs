@@ -109,6 +109,7 @@ impl From<anyhow::Error> for Failure {
             || error.chain().any(|cause| {
                 cause.is::<app::UnusableDir>()
                     || cause.is::<app::UnwritableDataDir>()
+                    || cause.is::<app::UnusableHttp>()
                     || cause.is::<app::ci::UnusableQueue>()
             });
         let is_input = error

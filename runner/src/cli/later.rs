@@ -32,10 +32,3 @@ pub(super) fn dlq(typed: &Dlq) -> Failure {
         ),
     )
 }
-
-/// The name of the schema that does not exist yet.
-pub(super) const OPENAPI: &str = "openapi";
-
-/// The error for [`OPENAPI`].
-pub(super) const NO_OPENAPI: &str =
-    "`schema openapi` comes with a later version, together with the HTTP API";

@@ -19,6 +19,7 @@
 //! | `state` | `ps`, `show`, `nodes` |
 //! | `define` | `pipeline`, `provider`, `store`, `logger` |
 //! | `later` | commands of later versions |
+//! | `token` | a token of the HTTP API for development |
 //! | `doctor`, `about` | `doctor`; `version`, `schema`, `settings`, `completions` |
 //! | `version` | version and commit |
 //! | `view`, `run_view`, `screen`, `sanitize` | display of events |
@@ -51,6 +52,7 @@ mod session;
 mod signals;
 mod state;
 mod submit;
+mod token;
 mod typed;
 mod values;
 mod version;
@@ -166,6 +168,7 @@ async fn execute(context: &Context, command: Command) -> Result<Exit, Failure> {
         Command::Schema(typed) => about::schema(typed.what),
         Command::Settings => about::settings(context),
         Command::Doctor => Box::pin(doctor::doctor(context)).await,
+        Command::Token(typed) => token::token(context, typed),
         Command::Version => about::version(context),
         Command::Completions(typed) => about::completions(typed.shell),
     }

@@ -8,6 +8,7 @@ use protocol::id::{RegisteredName, RunId, StepName};
 use protocol::quantity::Span;
 
 use super::values::{dialect, help_of, help_with_default, param, variable};
+use crate::app::Scope;
 use crate::config::table;
 
 #[derive(Debug, Args)]
@@ -195,6 +196,19 @@ pub(super) struct Stop {
     /// Reason, shown in the log
     #[arg(long)]
     pub(super) reason: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Token {
+    /// User that the token names
+    #[arg(long, value_name = "NAME")]
+    pub(super) sub: Option<String>,
+    /// What the token allows: read, run or admin, each of which includes those before it
+    #[arg(long, value_name = "SCOPE", default_value = "admin")]
+    pub(super) scope: Scope,
+    /// Time span for which the token is valid
+    #[arg(long, value_name = "SPAN", default_value = "12h")]
+    pub(super) ttl: Span,
 }
 
 #[derive(Debug, Args)]

@@ -3,9 +3,8 @@
 use clap::builder::PossibleValue;
 use protocol::dialect::Dialect;
 use protocol::run::Status;
-use protocol::schema::SchemaName;
+use protocol::schema::{SchemaName, UnknownSchema};
 
-use super::later::{NO_OPENAPI, OPENAPI};
 use crate::config::setting::Key;
 
 /// The help of a flag that overrides a setting.
@@ -46,14 +45,27 @@ pub(super) fn status(text: &str) -> Result<Status, String> {
     })
 }
 
-pub(super) fn schema_names() -> impl clap::builder::TypedValueParser<Value = SchemaName> {
+/// A published document.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Document {
+    /// A schema of the wire contract.
+    Schema(SchemaName),
+    /// The description of the HTTP API.
+    Openapi,
+}
+
+/// The name of [`Document::Openapi`].
+const OPENAPI: &str = "openapi";
+
+pub(super) fn document_names() -> impl clap::builder::TypedValueParser<Value = Document> {
     use clap::builder::TypedValueParser as _;
-    let known = SchemaName::ALL.map(SchemaName::as_str).map(PossibleValue::new);
-    let later = PossibleValue::new(OPENAPI).hide(true);
-    let names = known.into_iter().chain([later]);
+    let names = SchemaName::ALL.map(SchemaName::as_str).into_iter().chain([OPENAPI]);
+    let names = names.map(PossibleValue::new);
     clap::builder::PossibleValuesParser::new(names).try_map(|name| match name.as_str() {
-        OPENAPI => Err(NO_OPENAPI.to_owned()),
-        name => name.parse::<SchemaName>().map_err(|unknown| unknown.to_string()),
+        OPENAPI => Ok(Document::Openapi),
+        name => {
+            name.parse().map(Document::Schema).map_err(|unknown: UnknownSchema| unknown.to_string())
+        }
     })
 }
 

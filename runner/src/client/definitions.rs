@@ -8,6 +8,7 @@ use protocol::run::{Registered, Status, StoredPipeline};
 use serde::Deserialize;
 use serde_json::Value;
 use tracing::warn;
+use url::Url;
 
 use super::state::{open_runs, records};
 use super::{Client, Error, Listed, decoded, encoded};
@@ -85,6 +86,29 @@ impl Registry {
             Self::Loggers => Reason::LoggerDelete,
         }
     }
+}
+
+/// Checks the URL of a service before it is registered.
+///
+/// # Errors
+/// A sentence about the fault, without credentials.
+pub fn check_service_url(url: &str) -> Result<(), String> {
+    let shown = without_credentials(url);
+    let expected = || {
+        format!(
+            "url {shown:?} must be http://host or https://host, with a port or path where needed"
+        )
+    };
+    let parsed = Url::parse(url).map_err(|_bad| expected())?;
+    if !matches!(parsed.scheme(), "http" | "https") || parsed.host().is_none() {
+        return Err(expected());
+    }
+    if parsed.query().is_some() || parsed.fragment().is_some() {
+        return Err(format!(
+            "url {shown:?} must end with its path: what comes after is added by us"
+        ));
+    }
+    Ok(())
 }
 
 /// The fields of a record that show whether its pipeline is in use. The other fields can be of a

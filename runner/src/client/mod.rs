@@ -32,12 +32,15 @@ use thiserror::Error;
 use crate::ports::{Events, EventsError, Queue, QueueError, Store, StoreError};
 
 pub use commands::{StartOf, StartRequest};
-pub use definitions::{Applied, Registry};
+pub use definitions::{Applied, Registry, check_service_url};
 pub use reader::{Ending, LogItem, Missing, Reader, Text};
 pub use retention::PastRetention;
 pub use state::{KnownRun, PlaceInList, RunFilter};
 pub use tail::{BeforeStart, EventTail, LogTail, Outcome, Progress};
 pub use unavailable::{ServiceFault, Unavailable};
+
+/// Removes the credentials from a URL, to show it.
+pub use crate::config::without_credentials;
 
 /// The services of a cluster. Each is connected on first use, so that a command needs only the
 /// services that it uses.
@@ -249,6 +252,14 @@ impl Client {
 
     fn now(&self) -> Millis {
         (self.clock)()
+    }
+
+    /// The offset of the last message of the stream. `None` if the stream is empty.
+    ///
+    /// # Errors
+    /// Errors of the stream.
+    pub async fn stream_end(&self) -> Result<Option<u64>, Error> {
+        Ok(self.services.events().await?.end().await?)
     }
 
     /// Publishes an event without a run and waits for its confirm.

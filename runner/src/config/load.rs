@@ -1,5 +1,6 @@
 //! Combines flags, variables, file and defaults, in order of precedence, and reports every fault.
 
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 
 use protocol::quantity::Span;
@@ -13,9 +14,9 @@ use super::reader::{Reader, masked};
 use super::setting::{SETTINGS, Setting};
 use super::sources::Sources;
 use super::{
-    Broker, Ci, Config, Connection, Definitions, Engine, Environment, Fault, Faults, Identity, Log,
-    Login, Outputs, Queue, S3, Secrets, Spill, Storage, Stream, StreamServer, Tls, Worker, file,
-    table,
+    Broker, CertificateFiles, Ci, Config, Connection, Definitions, Engine, Environment, Fault,
+    Faults, Http, HttpAccess, Identity, Log, Login, Outputs, Queue, S3, Secrets, Spill, Storage,
+    Stream, StreamServer, Tls, Worker, file, table,
 };
 
 /// The effective settings.
@@ -109,8 +110,7 @@ impl Reader {
 
     fn config(&mut self, environment: &Environment) -> Config {
         // Unsupported settings are parsed too, so that invalid values are reported.
-        let _known: (Option<String>, Option<String>) =
-            (self.optional(&table::HTTP_ADDRESS), self.optional(&table::METRICS_ADDRESS));
+        let _known: Option<String> = self.optional(&table::METRICS_ADDRESS);
         let state = environment.state_home().join("bob-runner");
         let queue = self.queue();
         let env_files = self.optional(&table::WORKER_ENV_FILES);
@@ -139,6 +139,8 @@ impl Reader {
             ci: self.ci(&state),
             outputs: self.outputs(),
             definitions: self.definitions(),
+            http: self.http(),
+            http_access: self.http_access(),
             log: Log {
                 level: self.value(&table::LOG_LEVEL),
                 format: self.optional(&table::LOG_FORMAT),
@@ -152,6 +154,46 @@ impl Reader {
             pattern: self.value(&table::DEFINITIONS_PATTERN),
             watch: self.optional(&table::DEFINITIONS_WATCH).map(Span::as_duration),
             source: self.optional(&table::DEFINITIONS_SOURCE),
+        }
+    }
+
+    fn http(&mut self) -> Http {
+        let address = self.value(&table::HTTP_ADDRESS);
+        let found = self.lookup(table::HTTP_ADDRESS.name());
+        let is_named = found.as_ref().is_some_and(|found| found.at.is_some());
+        let runs = self.lookup(table::WORKER_MAX_PARALLEL_RUNS.name());
+        let has_no_slots = runs.is_some_and(|runs| runs.text == "0");
+        if let Some(found) = found.filter(|_| has_no_slots && address.is_none()) {
+            let expected = "host:port, because worker.max-parallel-runs is 0: nothing but the HTTP \
+                            API is left";
+            self.fault(table::HTTP_ADDRESS.setting(), &found, expected.into());
+        }
+        Http { address, is_named, log_cache_bytes: self.value(&table::HTTP_LOG_CACHE_BYTES) }
+    }
+
+    fn http_access(&mut self) -> HttpAccess {
+        let (cert, key) = (&table::HTTP_TLS_CERT, &table::HTTP_TLS_KEY);
+        let given = (self.lookup(cert.name()).is_some(), self.lookup(key.name()).is_some());
+        let files = (self.optional(cert), self.optional(key));
+        let certificate = match given {
+            (true, false) => self.missing(cert, key),
+            (false, true) => self.missing(key, cert),
+            (true, true) | (false, false) => {
+                files.0.zip(files.1).map(|(cert, key)| CertificateFiles { cert, key })
+            }
+        };
+        HttpAccess {
+            secret: self.optional(&table::HTTP_JWT_SECRET),
+            keys: self.optional(&table::HTTP_JWKS),
+            audience: self.list(&table::HTTP_JWT_AUDIENCE),
+            issuer: self.list(&table::HTTP_JWT_ISSUER),
+            hosts: self.list(&table::HTTP_HOSTS),
+            certificate,
+            rate: NonZeroU32::new(self.value(&table::HTTP_RATE)),
+            max_body_bytes: self.value(&table::HTTP_MAX_BODY_BYTES),
+            max_connections: self.value(&table::HTTP_MAX_CONNECTIONS),
+            header_time: self.value(&table::HTTP_HEADER_SECONDS),
+            request_time: self.value(&table::HTTP_REQUEST_SECONDS),
         }
     }
 

@@ -65,13 +65,17 @@ static S3_CREDENTIALS: &[&str] =
 
 /// Settings that such a file must not contain, and what each decides. The affected credentials are
 /// never in the file itself.
-static REJECTED: [(&str, &str); 5] = [
+static REJECTED: [(&str, &str); 8] = [
     (table::ENGINE_URL.name(), REGISTRIES),
     (table::ENGINE_DOCKER_URL.name(), REGISTRIES),
     (table::ENGINE_REGISTRY_INSECURE.name(), REGISTRIES),
     (table::WORKER_CHECKPOINT_REGISTRY.name(), REGISTRIES),
     (table::WORKER_SECRETS_SCOPES.name(), "who receives secrets of steps"),
+    (table::HTTP_JWT_SECRET.name(), API_USERS),
+    (table::HTTP_JWKS.name(), API_USERS),
+    (table::HTTP_HOSTS.name(), API_USERS),
 ];
+const API_USERS: &str = "who can use the HTTP API";
 const REGISTRIES: &str = "which server receives credentials of registries";
 
 /// Publishers on these servers can request the secrets of steps.

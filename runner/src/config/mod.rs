@@ -21,6 +21,8 @@
 //! | `grants` | grants of the operator to pipelines |
 //! | `reach` | access that the operator opens to publishers of messages |
 //! | `definitions` | definitions of pipelines that are loaded from files |
+//! | `http` | the HTTP API |
+//! | `http_access` | who can use the HTTP API, and the limits of its requests |
 //! | `secret` | a value that is never displayed |
 //!
 //! Other modules take option structs of their own, which `app` builds from these types.
@@ -33,6 +35,8 @@ mod environment;
 mod fault;
 mod file;
 mod grants;
+mod http;
+mod http_access;
 mod key;
 mod layer;
 mod load;
@@ -65,6 +69,8 @@ pub use choices::{EngineUrl, LiteralSecrets, LogFormat, LogLevel, Mode, StreamPr
 pub use definitions::Definitions;
 pub use environment::Environment;
 pub use fault::{Fault, Faults};
+pub use http::Http;
+pub use http_access::{CertificateFiles, HttpAccess, KeySource};
 pub use load::{Effective, Loaded, load};
 pub use reach::{AllowedAddress, AllowedHost, SecretScope};
 pub use secret::{Secret, without_credentials};
@@ -105,6 +111,10 @@ pub struct Config {
     pub outputs: Option<Outputs>,
     /// Definitions of pipelines that are loaded from files.
     pub definitions: Definitions,
+    /// The HTTP API.
+    pub http: Http,
+    /// Who can use the HTTP API, and the limits of its requests.
+    pub http_access: HttpAccess,
     /// The program's own log.
     pub log: Log,
 }
@@ -286,7 +296,7 @@ pub struct SharedDir {
 /// The worker itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Worker {
-    /// Maximum number of concurrent runs, at least 1.
+    /// Maximum number of concurrent runs. 0: the process is no worker and only serves the HTTP API.
     pub max_parallel_runs: u32,
     /// Maximum number of concurrent steps per run, at least 1.
     pub max_parallel_steps: u32,

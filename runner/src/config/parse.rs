@@ -147,6 +147,14 @@ pub(super) fn address(text: &str) -> Parsed<String> {
         .ok_or_else(|| "host:port".into())
 }
 
+/// `host:port`, or `off` for `None`.
+pub(super) fn address_or_off(text: &str) -> Parsed<Option<String>> {
+    match text {
+        "off" => Ok(None),
+        text => address(text).map(Some).map_err(|expected| format!("{expected}, or off")),
+    }
+}
+
 /// `host:port`, or nothing.
 pub(super) fn address_or_none(text: &str) -> Parsed<String> {
     if text.is_empty() { Ok(String::new()) } else { address(text) }

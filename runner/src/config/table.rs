@@ -11,6 +11,7 @@ use protocol::quantity::Span;
 use super::choices::{EngineUrl, LiteralSecrets, LogFormat, LogLevel, Mode};
 use super::env_files::StepEnv;
 use super::grants;
+use super::http_access::{self, KeySource};
 use super::key::Kind::{Choice, Text};
 use super::key::{Key, Setting, count, key, millis, percent, seconds};
 use super::outputs::{self, StoreSetting};
@@ -84,8 +85,8 @@ pub(super) static ENGINE_SHARED_DIRS: Key<Vec<SharedDir>> = key("engine.shared-d
 pub(super) static ENGINE_SHARED_VOLUMES: Key<Vec<String>> = key("engine.shared-volumes", "BOB_SHARED_VOLUMES", Text(grants::volumes),
     "Volumes of the engine that jobs of executor docker can mount by name. On podman, jobs can also mount volumes that jobs created; on a Docker engine, only those named here. `run` can mount any.").list().or_in_words("none");
 
-pub(crate) static WORKER_MAX_PARALLEL_RUNS: Key<u32> = key("worker.max-parallel-runs", "BOB_MAX_PARALLEL_RUNS", count(1, 10_000),
-    "Number of runs that one worker drives at once.").or("4");
+pub(crate) static WORKER_MAX_PARALLEL_RUNS: Key<u32> = key("worker.max-parallel-runs", "BOB_MAX_PARALLEL_RUNS", count(0, 10_000),
+    "Number of runs that one worker drives at once. `0`: `serve` is no worker and only offers the HTTP API.").or("4");
 pub(super) static WORKER_MAX_PARALLEL_STEPS: Key<u32> = key("worker.max-parallel-steps", "BOB_MAX_PARALLEL_STEPS", count(1, 10_000),
     "Maximum number of steps of one run that run in parallel.").or("16");
 pub(super) static WORKER_EXECUTORS: Key<Vec<ExecutorKind>> = key("worker.executors", "BOB_EXECUTORS", Text(parse::executors),
@@ -162,8 +163,34 @@ pub(super) static OUTPUTS_S3_ACCESS_KEY: Key<String> = key("outputs.s3-access-ke
 pub(super) static OUTPUTS_S3_SECRET_KEY: Key<Secret<String>> = key("outputs.s3-secret-key", "BOB_OUTPUTS_S3_SECRET_KEY", Text(parse::secret),
     "Secret of that key.").secret();
 
-pub(super) static HTTP_ADDRESS: Key<String> = key("http.address", "BOB_HTTP_ADDRESS", Text(parse::address),
-    "Address of the HTTP API.").or("localhost:9009").unsupported();
+pub(super) static HTTP_ADDRESS: Key<Option<String>> = key("http.address", "BOB_HTTP_ADDRESS", Text(parse::address_or_off),
+    "Address at which `serve` offers the HTTP API, as `host:port`; `off`: no API. If the port of the default address is in use, the worker runs without the API, with a warning.").or("localhost:9009");
+pub(super) static HTTP_LOG_CACHE_BYTES: Key<u64> = key("http.log-cache-bytes", "BOB_LOG_CACHE_BYTES", Text(parse::bytes),
+    "Maximum size of the compressed logs of recent runs that a node with the HTTP API keeps in `log-cache` below `BOB_DATA_DIR`, in bytes or with a unit. The least recently used log is removed first. `0`: no cache, every request reads the event stream.").or("1Gi");
+pub(super) static HTTP_JWT_SECRET: Key<Secret<String>> = key("http.jwt-secret", "BOB_HTTP_JWT_SECRET", Text(http_access::jwt_secret),
+    "Shared secret of tokens that are signed with HS256, at least 16 characters. A token without the claim `scope` has every right. Without this setting and `BOB_HTTP_JWKS`, `serve` makes a secret that only its own user can read, in `BOB_DATA_DIR`, and listens on loopback addresses only.").secret();
+pub(super) static HTTP_JWKS: Key<KeySource> = key("http.jwks", "BOB_HTTP_JWKS", Text(http_access::key_source),
+    "File or `https://` URL of a JSON Web Key Set, with the public keys of tokens that are signed with RS256, ES256 or EdDSA. Changed keys apply without a restart. A token without the claim `scope` can only read.");
+pub(super) static HTTP_JWT_AUDIENCE: Key<Vec<String>> = key("http.jwt-audience", "BOB_HTTP_JWT_AUDIENCE", Text(http_access::claim_values),
+    "Values of the claim `aud`, one of which a token must contain. Set it if the keys of `BOB_HTTP_JWKS` also sign tokens for other services.").list().or_in_words("not checked with the shared secret; with a key of `BOB_HTTP_JWKS`, a token must have no `aud`");
+pub(super) static HTTP_JWT_ISSUER: Key<Vec<String>> = key("http.jwt-issuer", "BOB_HTTP_JWT_ISSUER", Text(http_access::claim_values),
+    "Values of the claim `iss`, one of which a token must contain.").list().or_in_words("not checked");
+pub(super) static HTTP_HOSTS: Key<Vec<String>> = key("http.hosts", "BOB_HTTP_HOSTS", Text(http_access::host_names),
+    "Host names, without port, under which clients reach the HTTP API, besides `localhost` and the host of `BOB_HTTP_ADDRESS`. Requests for other names are rejected. Addresses need no entry.").list().or_in_words("none");
+pub(super) static HTTP_TLS_CERT: Key<PathBuf> = key("http.tls-cert", "BOB_HTTP_TLS_CERT", Text(parse::readable_file),
+    "PEM file of the certificate of the HTTP API, with its chain. A changed file applies without a restart.").or_in_words("none: not encrypted");
+pub(super) static HTTP_TLS_KEY: Key<PathBuf> = key("http.tls-key", "BOB_HTTP_TLS_KEY", Text(parse::readable_file),
+    "PEM file of the private key of that certificate.");
+pub(super) static HTTP_RATE: Key<u32> = key("http.rate", "BOB_HTTP_RATE", count(0, 1_000_000),
+    "Maximum number of requests of one user per second. Twice as many can come at once. Requests without a user count for their address. `0`: no limit.").or("100");
+pub(super) static HTTP_MAX_BODY_BYTES: Key<u64> = key("http.max-body-bytes", "BOB_HTTP_MAX_BODY_BYTES", Text(parse::bytes),
+    "Maximum size of the body of a request, in bytes or with a unit.").or("4Mi");
+pub(super) static HTTP_MAX_CONNECTIONS: Key<u32> = key("http.max-connections", "BOB_HTTP_MAX_CONNECTIONS", count(1, 1_000_000),
+    "Maximum number of connections to the HTTP API. Further ones wait until another ends.").or("1000");
+pub(super) static HTTP_HEADER_SECONDS: Key<Duration> = key("http.header-seconds", "BOB_HTTP_HEADER_SECONDS", seconds(1, 3_600),
+    "Seconds within which a client must send the headers of a request. A connection without a request is closed after this time.").or("10");
+pub(super) static HTTP_REQUEST_SECONDS: Key<Duration> = key("http.request-seconds", "BOB_HTTP_REQUEST_SECONDS", seconds(1, 3_600),
+    "Seconds within which a client must send the body of a request and the response must begin. Streams continue.").or("30");
 pub(super) static METRICS_ADDRESS: Key<String> = key("metrics.address", "BOB_METRICS_ADDRESS", Text(parse::address_or_none),
     "Address of the metrics; empty: none.").or("localhost:9100").unsupported();
 
@@ -204,7 +231,11 @@ pub static SETTINGS: &[&Setting] = &[
     DEFINITIONS_SOURCE.setting(),
     OUTPUTS_STORE.setting(), OUTPUTS_S3_ENDPOINT.setting(), OUTPUTS_S3_REGION.setting(),
     OUTPUTS_S3_ACCESS_KEY.setting(), OUTPUTS_S3_SECRET_KEY.setting(),
-    HTTP_ADDRESS.setting(),
+    HTTP_ADDRESS.setting(), HTTP_LOG_CACHE_BYTES.setting(),
+    HTTP_JWT_SECRET.setting(), HTTP_JWKS.setting(), HTTP_JWT_AUDIENCE.setting(),
+    HTTP_JWT_ISSUER.setting(), HTTP_HOSTS.setting(), HTTP_TLS_CERT.setting(),
+    HTTP_TLS_KEY.setting(), HTTP_RATE.setting(), HTTP_MAX_BODY_BYTES.setting(),
+    HTTP_MAX_CONNECTIONS.setting(), HTTP_HEADER_SECONDS.setting(), HTTP_REQUEST_SECONDS.setting(),
     METRICS_ADDRESS.setting(),
     LOG_LEVEL.setting(), LOG_FORMAT.setting(),
 ];

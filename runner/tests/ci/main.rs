@@ -41,6 +41,8 @@ impl TestDir {
             .env_clear()
             .env("PATH", "/usr/bin:/bin")
             .env("HOME", self.0.path())
+            // Tests run concurrently, and only one can have the default port.
+            .env("BOB_HTTP_ADDRESS", "off")
             .env("BOB_CI_QUEUE", self.queue())
             // Jobs use it to name files.
             .env("D", self.0.path())

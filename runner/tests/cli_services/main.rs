@@ -119,6 +119,8 @@ impl TestEnv {
             .env_clear()
             .env("PATH", "/usr/bin:/bin")
             .env("HOME", self.dir.path())
+            // Tests run concurrently, and only one can have the default port.
+            .env("BOB_HTTP_ADDRESS", "off")
             // Ignore how full the test host's disk is.
             .env("BOB_DISK_HIGH", "100")
             .env("BOB_DISK_LOW", "99")

@@ -80,6 +80,8 @@ impl TestDir {
             .env_clear()
             .env("PATH", "/usr/bin:/bin")
             .env("HOME", self.0.path())
+            // Tests run concurrently, and only one can have the default port.
+            .env("BOB_HTTP_ADDRESS", "off")
             .env("CONTAINER_HOST", "unix:///nowhere")
             .env("GREETING", "hello")
             .current_dir(self.0.path())

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::*;
 
+mod http_access;
 mod trust;
 
 /// Loads settings from the text of a file, variables and `--set`.
@@ -209,10 +210,22 @@ fn unsupported_addresses_are_ignored_by_default_and_refused_if_set() {
     assert!(loaded(None, Environment::default(), &[]).unwrap().warnings.is_empty());
     let off = Environment::from([("BOB_METRICS_ADDRESS", "")]);
     assert!(loaded(None, off, &[]).unwrap().warnings.is_empty());
-    for name in ["BOB_HTTP_ADDRESS", "BOB_METRICS_ADDRESS"] {
-        let faults = faults_of([(name, "localhost:1")]);
-        assert!(faults.contains(&format!("{name}: is known, and not done")), "{faults}");
-    }
+    let faults = faults_of([("BOB_METRICS_ADDRESS", "localhost:1")]);
+    assert!(faults.contains("BOB_METRICS_ADDRESS: is known, and not done"), "{faults}");
+}
+
+#[test]
+fn the_http_api_has_a_default_address_and_can_be_switched_off() {
+    let http = loaded(None, Environment::default(), &[]).unwrap().config.http;
+    assert_eq!((http.address.as_deref(), http.is_named), (Some("localhost:9009"), false));
+    let http = config_of([("BOB_HTTP_ADDRESS", "localhost:9009")]).http;
+    assert_eq!((http.address.as_deref(), http.is_named), (Some("localhost:9009"), true));
+    assert_eq!(config_of([("BOB_HTTP_ADDRESS", "off")]).http.address, None);
+    let faults = faults_of([("BOB_HTTP_ADDRESS", "9009")]);
+    assert!(faults.contains("expected host:port, or off"), "{faults}");
+    assert_eq!(config_of([("BOB_MAX_PARALLEL_RUNS", "0")]).worker.max_parallel_runs, 0);
+    let faults = faults_of([("BOB_MAX_PARALLEL_RUNS", "0"), ("BOB_HTTP_ADDRESS", "off")]);
+    assert!(faults.contains("expected host:port, because"), "{faults}");
 }
 
 #[test]

@@ -73,13 +73,16 @@ fn a_file_in_the_working_directory_cannot_set_the_certificate_authority_of_anoth
 }
 
 #[test]
-fn a_file_in_the_working_directory_cannot_redirect_registry_secrets() {
+fn a_file_in_the_working_directory_cannot_redirect_registry_secrets_or_open_the_http_api() {
     for (toml, setting) in [
         ("[engine]\nurl = \"http://evil:1\"\n", "engine.url"),
         ("[engine]\ndocker-url = \"http://evil:1\"\n", "engine.docker-url"),
         ("[engine]\nregistry-insecure = [\"evil\"]\n", "engine.registry-insecure"),
         ("[worker]\ncheckpoint-registry = \"evil/x\"\n", "worker.checkpoint-registry"),
         ("[worker]\nsecrets-scopes = [\"*=*\"]\n", "worker.secrets-scopes"),
+        ("[http]\njwt-secret = \"known to the author\"\n", "http.jwt-secret"),
+        ("[http]\njwks = \"https://evil/keys\"\n", "http.jwks"),
+        ("[http]\nhosts = [\"evil\"]\n", "http.hosts"),
     ] {
         let faults = loaded(Some(("bob-runner.toml", toml)), Environment::default(), &[]);
         let faults = faults.unwrap_err().to_string();

@@ -64,6 +64,7 @@ impl Server {
             .env("BOB_DISK_HIGH", "100")
             .env("BOB_DISK_LOW", "99")
             .env("BOB_LOG_LEVEL", "warn")
+            .env("BOB_HTTP_ADDRESS", "off")
             .env("BOB_KILL_GRACE_SECONDS", "5")
             .stdin(Stdio::null())
             .stdout(Stdio::null())

@@ -188,6 +188,7 @@ impl Cluster {
             .env("PATH", "/usr/bin:/bin")
             .env("HOME", &home)
             .env("BOB_SPILL_DIR", spill)
+            .env("BOB_HTTP_ADDRESS", "off")
             .env("BOB_QUEUE_URL", format!("amqp://{}", worker.amqp.at()))
             .env("BOB_QUEUE_USER", user)
             .env("BOB_QUEUE_PASSWORD", password)
