@@ -215,9 +215,6 @@ fn not_here(shared: &Shared, start: &Start, pipeline: &Pipeline) -> Option<Strin
     if let Some(why) = template::reserved(pipeline, &start.vars, &start.params) {
         return Some(why);
     }
-    if start.partition.is_some() {
-        return Some("`partition` is not supported by this version".to_owned());
-    }
     let limits = pipeline.quotas.as_ref().and_then(|quotas| quotas.limits.as_ref())?;
     let why = shared.no_limits(pipeline)?;
     let is_limited = limits.cpu.is_some() || limits.mem.is_some();

@@ -33,12 +33,16 @@ async fn list(rig: &Rig) -> WaitList {
 async fn enter(rig: &Rig, name: &str, pipeline: &Value) -> RunId {
     let run = rig.run(name);
     rig.start(&run, pipeline).await;
+    is_in_list(rig, &run).await;
+    run
+}
+
+async fn is_in_list(rig: &Rig, run: &RunId) {
     until("the run is in the list", || async {
         let list = list(rig).await;
-        (list.running.contains(&run) || list.position(&run).is_some()).then_some(())
+        (list.running.contains(run) || list.position(run).is_some()).then_some(())
     })
     .await;
-    run
 }
 
 /// With one place, the second and the third run wait, start in the order of their arrival, and never
@@ -97,6 +101,38 @@ pub async fn a_replaced_run_ends_as_stopped_without_running(mut rig: Rig) {
     assert!(record.steps.is_empty(), "{record:?}");
     sign.give();
     for run in [first, new] {
+        assert_eq!(rig.settled(&run).await.status, Status::Passed);
+    }
+    rig.end().await;
+}
+
+/// With `partitioned-replace`, a run of a full partition replaces the last one of that partition, and
+/// goes to the end of the list.
+pub async fn a_full_partition_replaces_its_own_last_run(mut rig: Rig) {
+    let sign = Sign::new();
+    rig.worker(2).await;
+    let policy =
+        json!({ "concurrency": 1, "strategy": "partitioned-replace", "partition-limit": 2 });
+    let pipeline = pipeline(&rig, &policy, &sign.step());
+    let first = enter(&rig, "first", &pipeline).await;
+    let mut runs = Vec::new();
+    for (name, partition) in
+        [("a", "1"), ("b", "2"), ("c", "1"), ("d", "2"), ("e", "2"), ("f", "1")]
+    {
+        let run = rig.run(name);
+        rig.start_in_partition(&run, &pipeline, partition).await;
+        is_in_list(&rig, &run).await;
+        runs.push(run);
+    }
+    let [a, b, c, d, e, f] = <[RunId; 6]>::try_from(runs).unwrap();
+    for replaced in [d, c] {
+        let record = rig.settled(&replaced).await;
+        assert_eq!((record.status, record.cause), (Status::Stopped, Some(Cause::Replaced)));
+    }
+    let waiting: Vec<RunId> = list(&rig).await.waiting.into_iter().map(|one| one.run_id).collect();
+    assert_eq!(waiting, [&a, &b, &e, &f].map(RunId::clone));
+    sign.give();
+    for run in [first, a, b, e, f] {
         assert_eq!(rig.settled(&run).await.status, Status::Passed);
     }
     rig.end().await;

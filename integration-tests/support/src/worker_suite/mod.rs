@@ -221,6 +221,13 @@ impl Rig {
         self.publish(Route::Jobs, protocol::command::START, &body).await;
     }
 
+    /// Starts a pipeline in a partition of its wait list.
+    pub async fn start_in_partition(&self, run: &RunId, pipeline: &Value, partition: &str) {
+        let body =
+            serde_json::json!({ "run-id": run, "pipeline": pipeline, "partition": partition });
+        self.publish(Route::Jobs, protocol::command::START, &body).await;
+    }
+
     /// Starts a stored pipeline.
     pub async fn start_stored(&self, run: &RunId, name: &str) {
         let body = serde_json::json!({ "run-id": run, "group": self.tag, "name": name });

@@ -56,6 +56,7 @@ macro_rules! for_each_row {
             admission::runs_beyond_the_limit_wait_and_start_in_order,
             admission::a_run_that_finds_the_list_full_is_refused,
             admission::a_replaced_run_ends_as_stopped_without_running,
+            admission::a_full_partition_replaces_its_own_last_run,
             admission::a_waiting_run_can_be_stopped,
             admission::a_delayed_run_starts_on_another_worker_if_its_own_has_ended,
             admission::a_run_keeps_its_place_when_its_owner_is_lost,
