@@ -2,8 +2,9 @@
 //! calls block.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -99,7 +100,8 @@ impl Cache {
     /// Opens the cache in a directory, which is created if necessary. Removes logs that an earlier
     /// process did not complete. Returns `None` if another process uses the directory.
     pub(super) fn open(dir: &Path, limit: u64) -> io::Result<Option<Self>> {
-        fs::create_dir_all(dir)?;
+        // Other users of the machine must not read the logs.
+        DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
         let options = OpenOptions::new().write(true).create(true).truncate(false).clone();
         let lock = options.open(dir.join(LOCK))?;
         match flock(&lock, FlockOperation::NonBlockingLockExclusive) {

@@ -355,6 +355,15 @@ fn a_cache_that_another_process_uses_is_left_alone() {
 }
 
 #[test]
+fn other_users_cannot_read_the_cache() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path().join("log-cache");
+    let _cache = Cache::open(&dir, 1 << 20).unwrap();
+    assert_eq!(std::fs::metadata(&dir).unwrap().permissions().mode() & 0o777, 0o700);
+}
+
+#[test]
 fn a_damaged_file_is_removed() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("r-1.jsonl.gz"), "not a log").unwrap();
