@@ -12,6 +12,9 @@ use crate::ports::{EventsError, Position};
 /// The maximum time to wait for the oldest event of the stream.
 const OLDEST_WITHIN: Duration = Duration::from_secs(10);
 
+/// The first event of a run comes at most this long after the run was accepted, in milliseconds.
+const FIRST_EVENT_WITHIN: i64 = 1000;
+
 /// The stream's retention has removed the beginning of a run's log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PastRetention {
@@ -33,7 +36,7 @@ impl Client {
         let mut stream = events.follow(Position::First).await?;
         let Ok(oldest) = timeout(OLDEST_WITHIN, stream.next()).await else { return Ok(None) };
         let oldest = oldest.ok_or(EventsError::Closed)??.event().map(|event| event.at);
-        let is_past = oldest.is_some_and(|oldest| oldest > scheduled);
+        let is_past = oldest.is_some_and(|oldest| oldest.0 > scheduled.0 + FIRST_EVENT_WITHIN);
         Ok(is_past.then_some(PastRetention { oldest }))
     }
 }
