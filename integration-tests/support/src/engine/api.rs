@@ -5,8 +5,12 @@ use std::time::Instant;
 use bytes::Bytes;
 use futures::StreamExt as _;
 use protocol::id::RunId;
+use tokio::sync::Mutex;
 
 use super::tar::tar_of;
+
+/// Held while an image that tests share has another name.
+static PUSHING: Mutex<()> = Mutex::const_new(());
 
 /// A client of the engine's API, for setup and checks that the executor does not support.
 #[derive(Debug)]
@@ -271,6 +275,9 @@ impl Api {
     pub async fn push(&self, image: &str, name: &str, user: &str, password: &str) {
         use podman_api::opts::{ImagePushOpts, ImageTagOpts, RegistryAuth};
         let (repo, tag) = name.rsplit_once(':').expect("no tag in the name");
+        // podman 4.3 reads the names of an image and then writes all of them, so a name that another
+        // test gives the same image meanwhile would be lost.
+        let _alone = PUSHING.lock().await;
         let tag_opts = ImageTagOpts::builder().repo(repo).tag(tag).build();
         self.client.images().get(image).tag(&tag_opts).await.expect("cannot tag the image");
         let auth = RegistryAuth::builder().username(user).password(password).build();
