@@ -61,6 +61,13 @@ impl EngineAddress {
     }
 }
 
+/// Whether an engine says that a container has the name already. podman has a second text for a
+/// name that it finds taken only while it stores the new container, such as that of a container that
+/// is being removed.
+pub(super) fn is_name_taken(said: &str) -> bool {
+    said.contains("already in use") || said.contains("container already exists")
+}
+
 /// Reads a machine id from the first of these files that contains one.
 pub(super) fn machine_id(files: &[&str]) -> Option<String> {
     let read = |file: &&str| std::fs::read_to_string(file).ok().map(|id| id.trim().to_owned());
@@ -75,6 +82,13 @@ pub(super) fn store_id(machine: &str, root: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_is_taken_in_either_text_of_podman() {
+        assert!(is_name_taken("the container name \"x\" is already in use by 1f0c"));
+        assert!(is_name_taken("container create: name \"x\" is in use: container already exists"));
+        assert!(!is_name_taken("no such image: x"));
+    }
 
     #[test]
     fn an_address_is_a_socket_or_a_host_with_a_port() {

@@ -16,6 +16,7 @@ use crate::exec::access::real;
 use crate::exec::argv::{Argv, check_length};
 use crate::exec::beginning::NotExecuted;
 use crate::exec::deadline::{Flow, or_stopped};
+use crate::exec::engine::is_name_taken;
 use crate::exec::exhausted::{KeyWait, no_keys};
 use crate::exec::job::{JobOptions, container_name, own_image};
 use crate::exec::mount::{JobMount, MountHost, Source};
@@ -187,7 +188,7 @@ impl Docker {
             tries += 1;
             let said = fault::refusal(&error);
             let has_init = body.host_config.as_ref().is_some_and(|host| host.init == Some(true));
-            if said.contains("already in use") && tries < NAMING {
+            if is_name_taken(said) && tries < NAMING {
                 self.free_name(run, &name, tries).await?;
             } else if has_init && is_about_init(said) {
                 client.lacks_init();

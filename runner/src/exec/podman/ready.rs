@@ -17,6 +17,7 @@ use super::volume::Tmpfs;
 use super::{Podman, job};
 use crate::exec::annotations::check_container;
 use crate::exec::argv::{Argv, SCRIPT_DIR, check_length};
+use crate::exec::engine::is_name_taken;
 use crate::exec::exhausted::KeyWait;
 use crate::exec::job::{JobOptions, container_name, own_image};
 use crate::exec::mount::MountHost;
@@ -270,7 +271,7 @@ impl Podman {
             };
             tries += 1;
             let said = fault.refusal();
-            if said.contains("already in use")
+            if is_name_taken(said)
                 && tries < NAMING
                 && let Some(step) = step
             {
